@@ -115,8 +115,7 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     if "all" in proxies:  # urllib does not know ALL_PROXY
         proxies = dict.fromkeys(("http", "https"), proxies["all"]) | proxies
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
-    answer: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_SECONDS)
-    return answer
+    return opener.open(request, timeout=TIMEOUT_SECONDS)
 
 
 def fetch_from(
@@ -150,7 +149,8 @@ def fetch_from(
                 return reason
             time.sleep(min(attempt, 3))
             continue
-        found = sha256_of(file)
+        file.seek(0)
+        found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         if found.startswith(sha256):
             file.flush()
             os.fsync(file.fileno())
@@ -220,12 +220,6 @@ def opened_locked(part: Path) -> Iterator[BinaryIO]:
                 f"{part}: another process is downloading this file; wait until it has finished"
             ) from error
         yield file
-
-
-def sha256_of(file: BinaryIO) -> str:
-    """Return the SHA-256 of the whole content of an open file, in hex digits."""
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def require_room(folder: Path, size: int) -> None:

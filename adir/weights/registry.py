@@ -49,32 +49,46 @@ A process does not repeat a failed download. Otherwise, a run of 50 images would
 """
 
 
-@dataclass(frozen=True)
-class WeightsFile:
-    """Registry entry of weights that are a single file.
+@dataclass(frozen=True, kw_only=True)
+class PublishedWeights:
+    """Base class of the two kinds of registry entries.
 
     Attributes:
         entry: name of the entry.
-        name: name of the file.
-        size: size in bytes; None if unknown.
-        sha256: the SHA-256 in 64 hex digits, or the prefix that the publisher gives; None if no
-            hash is published. A file without a published hash is never downloaded. The user puts it
-            in place, and each result stores the hash that the file has.
+        size: size in bytes of the file, or total size of the large files; None if unknown.
         licence: licence of the weights; None if unknown.
-        mirrors: URLs of the file, tried in this order.
-        place: where the file is: "adir" is the folder `weights` in adir's cache folder. "pyiqa" and
-            "checkpoints" are subfolders of torch's hub folder, where pyiqa and torchvision search.
         about: the approximate size as text, such as "about 244 MB", if `size` is None.
     """
 
     entry: str
-    name: str
     size: int | None
-    sha256: str | None
     licence: str | None
+    about: str | None = None
+
+    @property
+    def size_text(self) -> str:
+        """The size as readable text, such as "109 MB"."""
+        return (self.about or "size unknown") if self.size is None else readable_size(self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile(PublishedWeights):
+    """Registry entry of weights that are a single file.
+
+    Attributes:
+        name: name of the file.
+        sha256: the SHA-256 in 64 hex digits, or the prefix that the publisher gives; None if no
+            hash is published. A file without a published hash is never downloaded. The user puts it
+            in place, and each result stores the hash that the file has.
+        mirrors: URLs of the file, tried in this order.
+        place: where the file is: "adir" is the folder `weights` in adir's cache folder. "pyiqa" and
+            "checkpoints" are subfolders of torch's hub folder, where pyiqa and torchvision search.
+    """
+
+    name: str
+    sha256: str | None
     mirrors: tuple[str, ...]
     place: Place = "adir"
-    about: str | None = None
 
     @property
     def path(self) -> Path:
@@ -84,11 +98,6 @@ class WeightsFile:
             if self.place == "adir"
             else Path(torch.hub.get_dir()) / self.place
         ) / self.name
-
-    @property
-    def size_text(self) -> str:
-        """The size as readable text, such as "109 MB"."""
-        return (self.about or "size unknown") if self.size is None else readable_size(self.size)
 
     def missing(self) -> str | None:
         """Return None if the file exists, else a message that says how to get it.
@@ -180,41 +189,28 @@ class Mirror:
     """The commit."""
 
 
-@dataclass(frozen=True)
-class HubRepository:
+@dataclass(frozen=True, kw_only=True)
+class HubRepository(PublishedWeights):
     """Registry entry of weights that are a folder of files, in the layout of diffusers.
 
     The folder is searched first in adir's cache, then in the cache of the Hugging Face hub
     (HF_HUB_CACHE). It is complete if all files in `weights` and `settings` exist.
 
     Attributes:
-        entry: name of the entry.
         mirrors: repositories of the Hugging Face hub, tried in this order.
         weights: expected SHA-256 of each large file, by name; None if the entry gives no hash.
         settings: names of the small files.
-        size: total size of the large files in bytes; None if unknown.
-        licence: licence of the weights; None if unknown.
-        about: the approximate size as text, such as "about 244 MB", if `size` is None.
     """
 
-    entry: str
     mirrors: tuple[Mirror, ...]
     weights: dict[str, str | None]
     settings: tuple[str, ...]
-    size: int | None
-    licence: str | None
-    about: str | None = None
 
     @property
     def path(self) -> Path:
         """The path of the first complete folder, else of the folder in adir's cache."""
         folders = self._folders()
         return next((folder for folder in folders if not self.lacking(folder)), folders[0])
-
-    @property
-    def size_text(self) -> str:
-        """The size as readable text, such as "2.21 GB"."""
-        return (self.about or "size unknown") if self.size is None else readable_size(self.size)
 
     def lacking(self, folder: Path) -> list[str]:
         """Return the names of the files of this entry that are missing in `folder`."""
@@ -330,11 +326,10 @@ def read_entry(path: Path) -> Entry:
             if not isinstance(fields["sha256"], str | None):
                 raise TypeError(f"sha256: {fields['sha256']} must be in quotation marks")
             name, mirrors = fields.pop("file"), tuple(fields.pop("mirrors"))
-            return WeightsFile(path.stem, name=name, mirrors=mirrors, **fields)
+            return WeightsFile(entry=path.stem, name=name, mirrors=mirrors, **fields)
         repositories = tuple(Mirror(**mirror) for mirror in fields.pop("repositories"))
-        return HubRepository(
-            path.stem, repositories, settings=tuple(fields.pop("settings")), **fields
-        )
+        settings = tuple(fields.pop("settings"))
+        return HubRepository(entry=path.stem, mirrors=repositories, settings=settings, **fields)
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not a valid weights entry ({' '.join(str(error).split())}); correct the file"

@@ -284,7 +284,12 @@ def test_the_hub_gets_the_users_token_and_no_other_server_does(hub, monkeypatch,
     held["c/good"] = b"weights"
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     plain = WeightsFile(
-        "x", "x.pt", None, sha256_of(b"weights"), None, ("https://huggingface.co/c/good/x.pt",)
+        entry="x",
+        name="x.pt",
+        size=None,
+        sha256=sha256_of(b"weights"),
+        licence=None,
+        mirrors=("https://huggingface.co/c/good/x.pt",),
     )
     plain.fetch()
     assert asked == [("/c/good/x.pt", "Bearer hf_secret")] and plain.path.read_bytes() == b"weights"
