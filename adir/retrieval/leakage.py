@@ -104,7 +104,8 @@ def copies(x: Tensor, corpus: Corpus) -> set[str]:
     rows = promising(
         torch.cat([coarse.correlations(as_floats(block)) for block in blocks]), COARSE, MOST_COARSE
     )
-    correlations, places = Fine(whole).places(as_floats(rows_of(corpus.fingerprints, rows)))
+    kept = as_floats(rows_of(corpus.fingerprints, rows))
+    correlations, places = best_places(whole, kept)
     left = promising(correlations, FINE, MOST_FINE)
     others = zip(corpus.ids_of(rows[left]), left.tolist(), strict=True)
     return {
@@ -152,44 +153,34 @@ class Coarse:
         return torch.maximum(as_windows, as_wholes)
 
 
-class Fine:
-    """The test image's windows and placements at 16x16, which stage 2 compares with corpus images.
+def best_places(whole: Tensor, fingerprints: Tensor) -> tuple[Tensor, list[Place]]:
+    """Return the best correlations of corpus images with the test image, and their `Place`s.
 
-    A placement is the whole test image, resized into a window. Windows and placements are computed
-    in one view only, because `places` computes all 8 views of the corpus images.
+    The best correlation of a fingerprint is the largest one with any window or placement of the
+    test image at 16x16, in any view of the fingerprint.
+
+    Args:
+        whole: (64, 64) luma of the test image.
+        fingerprints: (n, 16, 16) fingerprints of the corpus images.
+
+    Returns:
+        (n,) correlations, and n places.
     """
-
-    def __init__(self, whole: Tensor) -> None:
-        """Compute windows and placements of the test image, whose (64, 64) luma is `whole`."""
-        self.windows = standardized(separable(cuts(0.5), whole)).flatten(1)
-        placed, masks = placements(0.5)
-        self.masks, self.which = fine_masks()
-        self.placed = standardized_within(separable(placed, whole), masks).flatten(1)
-
-    def places(self, fingerprints: Tensor) -> tuple[Tensor, list[Place]]:
-        """Return the best correlations of (n, 16, 16) fingerprints, and their `Place`s.
-
-        The best correlation of a fingerprint is the largest one with any window or placement, in
-        any view. The correlations have shape (n,).
-        """
-        others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
-        as_windows = self.windows @ others
-        as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks)[self.which]
-        several = torch.stack([as_windows, as_wholes]).unflatten(2, (VIEWS, len(fingerprints)))
-        best, where = several.flatten(0, 2).max(0)
-        return best, [place_of(number) for number in where.tolist()]
-
-
-def place_of(number: int) -> Place:
-    """Return the `Place` of a flat index into an array (other_is_whole, rows, columns, view).
-
-    The indices along the axes `rows` and `columns` refer to `intervals(0.5)`.
-    """
+    windows = standardized(separable(cuts(0.5), whole)).flatten(1)
+    matrices, inside = placements(0.5)
+    placed = standardized_within(separable(matrices, whole), inside).flatten(1)
+    masks, which = fine_masks()
+    others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
+    as_windows = windows @ others
+    as_wholes = (placed @ others) * inverse_lengths(others, masks)[which]
+    several = torch.stack([as_windows, as_wholes]).unflatten(2, (VIEWS, len(fingerprints)))
+    best, where = several.flatten(0, 2).max(0)
     edges = intervals(0.5)
-    number, view = divmod(number, VIEWS)
-    number, column = divmod(number, len(edges))
-    other_is_whole, row = divmod(number, len(edges))
-    return bool(other_is_whole), view, edges[row], edges[column]
+    found = np.unravel_index(where.numpy(), (2, len(edges), len(edges), VIEWS))
+    return best, [
+        (bool(other_is_whole), int(view), edges[row], edges[column])
+        for other_is_whole, row, column, view in zip(*found, strict=True)
+    ]
 
 
 def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:

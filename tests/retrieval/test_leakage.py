@@ -180,7 +180,7 @@ def test_more_copies_than_are_looked_at_in_any_case_are_all_found() -> None:
 
 def test_correlations_at_16x16_are_those_of_numpy() -> None:
     x, other = torch.rand(64, 64), torch.rand(16, 16)
-    best, (place,) = leakage.Fine(x).places(other[None])
+    best, (place,) = leakage.best_places(x, other[None])
     other_is_whole, view, (top, bottom), (left, right) = place
     edges = leakage.intervals(0.5)
     row, column = edges.index((top, bottom)), edges.index((left, right))

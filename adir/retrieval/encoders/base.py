@@ -53,7 +53,6 @@ class Encoder(Protocol):
 
         The images are passed to `prepare`, and the results to `vectors`.
         """
-        require_images(batch)
         return self.vectors(torch.stack([self.prepare(image) for image in batch]))
 
     def text(self, prompts: list[str]) -> Tensor:
@@ -87,7 +86,11 @@ def resize(image: Tensor, size: int) -> Tensor:
 
 
 def as_pil(image: Tensor) -> Image.Image:
-    """Return a (3, H, W) image in [-1, 1] as an 8-bit PIL image, for preprocessing by libraries."""
+    """Return a (3, H, W) image in [-1, 1] as an 8-bit PIL image, for preprocessing by libraries.
+
+    Raises ValueError unless the image is finite and in [-1, 1].
+    """
+    require_images(image[None])
     return Image.fromarray(to_uint8(image))
 
 

@@ -16,7 +16,6 @@ from adir.retrieval.encoders.base import (
     as_pil,
     encode,
     require_finite,
-    require_images,
     tensors_sha256,
 )
 from adir.weights.checkpoint import read_config
@@ -81,9 +80,7 @@ class BlipEncoder(Encoder):
 
         The image is rounded to 8 bits first.
         """
-        require_images(image[None])
-        inputs: Tensor = self.processor(as_pil(image), return_tensors="pt")["pixel_values"]
-        return inputs[0]
+        return self.processor(as_pil(image), return_tensors="pt")["pixel_values"][0]
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from adir.retrieval.encoders.base import (
     Encoder,
     as_pil,
     encode,
-    require_images,
     tensors_sha256,
 )
 from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, published_weights
@@ -79,7 +78,6 @@ class OpenClipEncoder(Encoder):
 
         The image is rounded to 8 bits first.
         """
-        require_images(image[None])
         return self.preprocess(as_pil(image))
 
     @torch.inference_mode()

@@ -171,12 +171,11 @@ def planned_keys(path: Path) -> list[str]:
     Raises InputError if the file is missing or damaged.
     """
     try:
-        keys: list[str] = read_json(path)["keys"]
+        return read_json(path)["keys"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is missing or damaged; copy the whole index here again, or build a new one"
         ) from error
-    return keys
 
 
 def extend_plan(folder: Path, source: Source, shard_size: int) -> int:

@@ -279,11 +279,9 @@ class VectorIndex:
         ids: list[list[str]] = []
         distances = torch.empty(len(queries), k)
         for number, rows in enumerate(self.candidates(queries, asked, block)):
-            found = [
-                pair
-                for pair in self._measured(rows, queries[number])
-                if pair[1] not in hidden[number]
-            ]
+            squares = squared_distances(self.rows(rows), queries[number].numpy()).tolist()
+            pairs = zip(squares, self.ids_of(rows), strict=True)
+            found = sorted(pair for pair in pairs if pair[1] not in hidden[number])
             if len(found) < k:
                 raise InputError(
                     f"K={k} neighbours requested, but only {len(found)} of {len(rows)} candidate "
@@ -301,11 +299,6 @@ class VectorIndex:
         They include the n nearest neighbours of the query.
         """
         return nearest_candidates(self.parts, queries, n, block)
-
-    def _measured(self, rows: np.ndarray, query: Tensor) -> list[tuple[float, str]]:
-        """Return pairs (squared distance, id) of these rows, sorted by distance and then by id."""
-        squares = squared_distances(self.rows(rows), query.numpy())
-        return sorted(zip(squares.tolist(), self.ids_of(rows), strict=True))
 
     def _checked(self, queries: Tensor) -> Tensor:
         if queries.ndim != 2 or queries.shape[1] != self.dimensions:

@@ -75,7 +75,6 @@ class ShardedIndex(VectorIndex):
         self.encoder: dict[str, str] = self.manifest["encoder"]
         self.metric = self.encoder["metric"]
         shards: list[Shard] = []
-        self.rejecting: list[Shard] = []
         for entry in self.manifest["shards"]:
             shard = Shard.open(self.folder / "shards" / entry["file"])
             if shard.sha256 != entry["sha256"] or len(shard) != entry["images"]:
@@ -83,13 +82,11 @@ class ShardedIndex(VectorIndex):
                     f"{shard.path}: checksum or number of images differs from manifest.json; "
                     f"{BUILD}"
                 )
-            if len(shard):
-                shards.append(shard)
-            if entry["rejects"]:
-                self.rejecting.append(shard)
-        self.shards = shards
-        self.parts = [shard.part for shard in shards]
-        self._ends = np.cumsum([len(shard) for shard in shards])
+            shards.append(shard)
+        self.shards = [shard for shard in shards if len(shard)]
+        self.rejecting = [shard for shard in shards if shard.rejects]
+        self.parts = [shard.part for shard in self.shards]
+        self._ends = np.cumsum([len(shard) for shard in self.shards])
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
         numbers = np.searchsorted(self._ends, rows, side="right").tolist()
