@@ -12,8 +12,8 @@ float32 master weights and used for sampling in bfloat16. After an adapter is re
 can be compared in float32.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,7 +33,6 @@ ATTENTION: dict[str, list[SDPBackend] | None] = {
     "flash": [SDPBackend.FLASH_ATTENTION],
     "cudnn": [SDPBackend.CUDNN_ATTENTION],
 }
-HALF_PRECISION_ATTENTION = ("flash", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Execution:
                 "offload=true and compile=true cannot be combined, because a compiled network "
                 "cannot move its weights during a call; choose one of them"
             )
-        if self.attention in HALF_PRECISION_ATTENTION and self.dtype == "float32" and kind != "cpu":
+        if self.attention in ("flash", "cudnn") and self.dtype == "float32" and kind != "cpu":
             raise ValueError(
                 f"attention={self.attention} has no float32 kernel: use dtype=bfloat16, or "
                 "attention=default"
@@ -126,15 +125,10 @@ class Execution:
             network.compile(dynamic=False)
         return network
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """Return a context in which networks run with this precision and attention kernel."""
         backends = ATTENTION[self.attention]
-        if self.dtype == "float32" and backends is None:
-            return nullcontext()
-        return self._autocast(backends)
-
-    @contextmanager
-    def _autocast(self, backends: list[SDPBackend] | None) -> Any:
         with ExitStack() as stack:
             if self.dtype != "float32":
                 stack.enter_context(

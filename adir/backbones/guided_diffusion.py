@@ -141,8 +141,10 @@ class GuidedDiffusion:
                 f"{self.config_sha256} {self.process.sha256}".encode()
             )
         self.learns_variance = settings["out_channels"] == 6
-        self._halvings = len(settings["block_out_channels"]) - 1
-        self._unshuffle = settings.get("unshuffle", 1)
+        # The factor by which the network reduces height and width: 2 from each level to the next,
+        # multiplied by the setting "unshuffle".
+        halvings = len(settings["block_out_channels"]) - 1
+        self.stride = int(settings.get("unshuffle", 1) * 2**halvings)
         self.variance = variance
         if (variance == "learned") and not self.learns_variance:
             raise InputError(
@@ -157,15 +159,6 @@ class GuidedDiffusion:
         The first access raises InputError if `load_network` does.
         """
         return self.execution.prepare(load_network(self.folder / CONFIG, self._weights))
-
-    @property
-    def stride(self) -> int:
-        """An image's height and width, in pixels, must be multiples of this number.
-
-        It is the factor by which the network reduces height and width: 2 from each level to the
-        next, multiplied by the setting "unshuffle" in config.json, if present.
-        """
-        return int(self._unshuffle * 2**self._halvings)
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
         """Predict the noise in x_t, and the variance fraction if the network learns its variance.
@@ -275,7 +268,16 @@ def read_settings(config: Path, weights: Path) -> dict[str, Any]:
     Raises InputError if config.json or the weights are missing, or if config.json is damaged or
     describes an unsupported network.
     """
-    require_pixel_network(config, weights)
+    for path in (config, weights):
+        if not path.is_file():
+            if (pipeline := path.parent / "model_index.json").is_file():
+                raise InputError(
+                    f"{pipeline}: the folder is a pipeline of diffusers; give the folder of a "
+                    "pixel network"
+                )
+            raise InputError(
+                f"{path}: no such file; a backbone's folder must contain {CONFIG} and {WEIGHTS}"
+            )
     try:
         settings = read_json(config)
         # diffusers would take a string for the name of a model to download.
@@ -312,20 +314,3 @@ def damaged(config: Path, error: Exception) -> InputError:
         f"{config.parent}: damaged backbone ({' '.join(str(error).split())}); "
         "download the folder again"
     )
-
-
-def require_pixel_network(config: Path, weights: Path) -> None:
-    """Raise InputError if config.json or the weights file is missing.
-
-    If the folder is that of a whole diffusers pipeline, the message says so.
-    """
-    for path in (config, weights):
-        if not path.is_file():
-            if (pipeline := path.parent / "model_index.json").is_file():
-                raise InputError(
-                    f"{pipeline}: the folder is a pipeline of diffusers; give the folder of a "
-                    "pixel network"
-                )
-            raise InputError(
-                f"{path}: no such file; a backbone's folder must contain {CONFIG} and {WEIGHTS}"
-            )

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-Kind = Literal["layer", "residual", "attention"]
-
-
 @dataclass(frozen=True)
 class Block:
     """Single layer, residual block or attention block of an ADM.
@@ -42,7 +39,7 @@ class Block:
         kernel: kernel size of a single convolution, such as (3, 3); () for other blocks.
     """
 
-    kind: Kind
+    kind: Literal["layer", "residual", "attention"]
     reference: str
     ours: str
     in_channels: int
@@ -70,19 +67,7 @@ def blocks(a: Architecture) -> Iterator[Block]:
             n, current = n + 1, width
             skips.append(width)
         if level < last:
-            if a.resblock_updown:
-                yield Block(
-                    "residual", f"input_blocks.{n}.0", f"{ours}.downsamplers.0", width, width
-                )
-            else:
-                yield Block(
-                    "layer",
-                    f"input_blocks.{n}.0.op",
-                    f"{ours}.downsamplers.0.conv",
-                    width,
-                    width,
-                    (3, 3),
-                )
+            yield resampler(a, f"input_blocks.{n}.0", "op", f"{ours}.downsamplers.0", width)
             n += 1
             skips.append(width)
     # Middle block.
@@ -109,18 +94,19 @@ def blocks(a: Architecture) -> Iterator[Block]:
                 after = 2
             if level and j == a.num_res_blocks:
                 reference = f"output_blocks.{n}.{after}"
-                if a.resblock_updown:
-                    yield Block("residual", reference, f"{ours}.upsamplers.0", width, width)
-                else:
-                    yield Block(
-                        "layer",
-                        f"{reference}.conv",
-                        f"{ours}.upsamplers.0.conv",
-                        width,
-                        width,
-                        (3, 3),
-                    )
+                yield resampler(a, reference, "conv", f"{ours}.upsamplers.0", width)
             n += 1
+
+
+def resampler(a: Architecture, reference: str, layer: str, ours: str, width: int) -> Block:
+    """Return the block that halves or doubles the resolution between two levels.
+
+    It is a residual block with `resblock_updown`, else a convolution. In the checkpoint, the
+    convolution is the part `layer` of the block.
+    """
+    if a.resblock_updown:
+        return Block("residual", reference, ours, width, width)
+    return Block("layer", f"{reference}.{layer}", f"{ours}.conv", width, width, (3, 3))
 
 
 def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
