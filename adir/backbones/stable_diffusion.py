@@ -27,12 +27,11 @@ from adir.backbones.diffusers_folder import (
     require_folder,
 )
 from adir.backbones.execution import Execution, recompute
-from adir.backbones.prompts import PromptEncoder
 from adir.diffusion.posterior import diffuse
 from adir.diffusion.schedule import schedule_from_betas
 from adir.diffusion.velocity import eps_of_velocity, velocity
 from adir.errors import InputError
-from adir.files import sha256_of_bytes
+from adir.files import sha256_of_bytes, warn_in_one_line
 from adir.weights.checkpoint import read_config
 from adir.weights.model_folder import load_model, weights_file
 from adir.weights.registry import located
@@ -64,10 +63,6 @@ class Condition:
 
     The x4 upscaler takes the noise level of the low-resolution image as the label.
     """
-
-    def with_text(self, text: Tensor) -> "Condition":
-        """Return a copy of the condition in which the text embeddings are `text` (B, L, D)."""
-        return Condition(self.channels, text, self.class_labels)
 
 
 class StableDiffusion:
@@ -139,7 +134,13 @@ class StableDiffusion:
         self.device = torch.device(device)
         # Check the folder before the weights are loaded.
         require_folder(self.folder, self.parts)
-        self._require_family()
+        found: Any = read_config(self.folder / "unet" / "config.json").get("in_channels")
+        if found != self.channels:
+            raise InputError(
+                f"backbone={self.name}: the UNet in {self.folder} has {found} input channels "
+                f"instead of {self.channels}, so it is "
+                f"{FAMILIES.get(found, 'of an unknown family')}, not {FAMILIES[self.channels]}"
+            )
         self.network: Any = self.execution.prepare(
             load_model(self.folder / "unet", UNet2DConditionModel)
         )
@@ -152,8 +153,11 @@ class StableDiffusion:
                 f"backbone={self.name}: vae_tile={vae_tile} must be a multiple of {unit}, or null"
             )
         recompute_in_backward(self.vae.decoder)
-        text_model = load_model(self.folder / "text_encoder", CLIPTextModel)
-        self.embed = PromptEncoder(load_tokenizer(self.folder / "tokenizer"), text_model)
+        # The text model stays on the CPU in float32, where a call takes negligible time. This saves
+        # up to 1.4 GB of GPU memory (the 340 M parameters of Stable Diffusion 2's text model).
+        self.text_model = load_model(self.folder / "text_encoder", CLIPTextModel)
+        self.tokenizer = load_tokenizer(self.folder / "tokenizer")
+        self._embeddings: dict[str, Tensor] = {}
         self.scheduler: Any = load_scheduler(self.folder / "scheduler")
         if self.scheduler.config.prediction_type not in PREDICTIONS:
             raise InputError(
@@ -172,19 +176,6 @@ class StableDiffusion:
 
     def _complete(self) -> None:
         """Load additional parts that a subclass needs; called at the end of the constructor."""
-
-    def _require_family(self) -> None:
-        """Raise InputError unless the UNet has the number of input channels of this class's model.
-
-        The check reads only unet/config.json, so it can be made before the weights are loaded.
-        """
-        found: Any = read_config(self.folder / "unet" / "config.json").get("in_channels")
-        if found != self.channels:
-            raise InputError(
-                f"backbone={self.name}: the UNet in {self.folder} has {found} input channels "
-                f"instead of {self.channels}, so it is "
-                f"{FAMILIES.get(found, 'of an unknown family')}, not {FAMILIES[self.channels]}"
-            )
 
     @property
     def stride(self) -> int:
@@ -241,7 +232,34 @@ class StableDiffusion:
 
     def text(self, prompts: list[str]) -> Tensor:
         """Return the text embeddings (B, L, D) of B prompts, on the backbone's device."""
-        return torch.cat([self.embed(prompt) for prompt in prompts]).to(self.device)
+        return torch.cat([self._embedding(prompt) for prompt in prompts]).to(self.device)
+
+    @torch.no_grad()
+    def _embedding(self, prompt: str) -> Tensor:
+        """Return the hidden states (1, L, D) of the text model's last layer, computed once.
+
+        L is the tokenizer's maximum length (77). A longer prompt is truncated, as in diffusers'
+        pipelines, and a warning quotes the ignored words.
+        """
+        if prompt not in self._embeddings:
+            length = self.tokenizer.model_max_length
+            whole = self.tokenizer(prompt)["input_ids"]
+            if len(whole) > length:
+                lost = self.tokenizer.decode(whole[length - 1 : -1])
+                warn_in_one_line(
+                    f"prompt truncated to its first {length - 2} tokens; ignored: {lost!r}"
+                )
+            words = self.tokenizer(
+                prompt,
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            masked = getattr(self.text_model.config, "use_attention_mask", False)
+            mask = words.attention_mask if masked else None
+            self._embeddings[prompt] = self.text_model(words.input_ids, attention_mask=mask)[0]
+        return self._embeddings[prompt]
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the UNet's raw output (B, C, h, w), which is eps or v.
