@@ -12,6 +12,8 @@ pyiqa alone would load them without verification and with weights_only=False.
 """
 
 import contextlib
+import dataclasses
+import functools
 import importlib.metadata
 import io
 import logging
@@ -99,10 +101,12 @@ class PSNR:
         """Return None, because PSNR needs no file."""
 
 
+@dataclasses.dataclass(eq=False)
 class PyiqaMetric:
     """Metric that pyiqa computes, with weights that are verified before pyiqa loads them.
 
     Args:
+        device: device of the network.
         name: name of the metric in ADIR.
         pyiqa_name: name of the metric in pyiqa.
         direction: the better direction of the score.
@@ -112,48 +116,38 @@ class PyiqaMetric:
             measure on smaller images, so `score` raises InputError for them.
         weights_files: the files of pretrained weights.
         options: further arguments of pyiqa.create_metric.
-        device: device of the network.
     """
+
+    device: str
+    name: str
+    pyiqa_name: str
+    direction: Direction
+    range: tuple[float | None, float | None]
+    needs_reference: bool
+    smallest_side: int
+    weights_files: tuple[WeightsFile, ...] = ()
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     needs_prompt = False
 
-    def __init__(
-        self,
-        name: str,
-        pyiqa_name: str,
-        direction: Direction,
-        range: tuple[float | None, float | None],
-        needs_reference: bool,
-        smallest_side: int,
-        weights_files: tuple[WeightsFile, ...] = (),
-        options: dict[str, Any] | None = None,
-        device: str = "cpu",
-    ) -> None:
-        self.name = name
+    @functools.cached_property
+    def version(self) -> str:
+        """The version of pyiqa and the names of the weights files, which contain their hashes."""
         backend = f"pyiqa {importlib.metadata.version('pyiqa')}"
-        # The names of the files contain the weights' hashes.
-        self.version = ", ".join([backend, *(file.name for file in weights_files)])
-        self.direction = direction
-        self.range = range
-        self.needs_reference = needs_reference
-        self.smallest_side = smallest_side
-        self.weights_files = weights_files
-        self.device = device
-        self._pyiqa_name = pyiqa_name
-        self._options = options or {}
-        self._model: torch.nn.Module | None = None
-        # The cached result of `unavailable`, because hashing takes 0.1 to 0.5 s.
-        self._checked: list[str | None] = []
+        return ", ".join([backend, *(file.name for file in self.weights_files)])
+
+    @functools.cached_property
+    def _fault(self) -> str | None:
+        """The result of `unavailable`, cached because hashing takes 0.1 to 0.5 s."""
+        reasons = [reason for file in self.weights_files if (reason := file.unavailable())]
+        return "; ".join(reasons) or None
 
     def unavailable(self) -> str | None:
         """Return None if the weights can be used, else one line that says why not.
 
         The first call tries to download missing weights. Its result is cached.
         """
-        if not self._checked:
-            reasons = [reason for file in self.weights_files if (reason := file.unavailable())]
-            self._checked.append("; ".join(reasons) or None)
-        return self._checked[0]
+        return self._fault
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
@@ -170,31 +164,37 @@ class PyiqaMetric:
                 f"{self.name} needs sides of at least {self.smallest_side} pixels, but the image "
                 f"has {width}x{height}"
             )
-        model = self._loaded()
         pairs = (
             (one[None], None if x is None else x[i : i + 1])
             for i, one in enumerate(x_hat.to(self.device))
         )
-        scores = [model(one, ref) if self.needs_reference else model(one) for one, ref in pairs]
+        scores = [
+            self._model(one, ref) if self.needs_reference else self._model(one)
+            for one, ref in pairs
+        ]
         return torch.cat([score.reshape(1).double().cpu() for score in scores])
 
-    def _loaded(self) -> torch.nn.Module:
-        if self._model is None:
-            reason = self.unavailable()
-            if reason is not None:
-                raise InputError(f"{self.name}: {reason}")
-            own = [file for file in self.weights_files if file.place == "pyiqa"]
-            options = self._options | ({"pretrained_model_path": str(own[0].path)} if own else {})
-            try:
-                self._model = _create(self._pyiqa_name, self.device, options)
-            # torch.load raises half a dozen kinds of exceptions for a damaged or wrong file.
-            except Exception as error:
-                if not self.weights_files:
-                    raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                files = ", ".join(str(file.path) for file in self.weights_files)
-                raise InputError(f"{self.name}: cannot load {files} ({reason})") from error
-        return self._model
+    @functools.cached_property
+    def _model(self) -> torch.nn.Module:
+        reason = self.unavailable()
+        if reason is not None:
+            raise InputError(f"{self.name}: {reason}")
+        own = [file for file in self.weights_files if file.place == "pyiqa"]
+        options = self.options | ({"pretrained_model_path": str(own[0].path)} if own else {})
+        try:
+            with _quiet_and_safe():
+                with garbage_collection_paused():
+                    import pyiqa  # here, because the import takes 3 s and `psnr` does not need it
+                return pyiqa.create_metric(
+                    self.pyiqa_name, device=torch.device(self.device), **options
+                )
+        # torch.load raises half a dozen kinds of exceptions for a damaged or wrong file.
+        except Exception as error:
+            if not self.weights_files:
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            files = ", ".join(str(file.path) for file in self.weights_files)
+            raise InputError(f"{self.name}: cannot load {files} ({reason})") from error
 
 
 @contextlib.contextmanager
@@ -204,114 +204,113 @@ def _quiet_and_safe() -> Iterator[None]:
     By default, pyiqa lets torch.load unpickle any object.
     """
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-    before = {name: os.environ.pop(name, None) for name in names}
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ[names[0]] = "1"
     logging.getLogger("pyiqa").setLevel(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def _create(pyiqa_name: str, device: str, options: dict[str, Any]) -> torch.nn.Module:
-    with _quiet_and_safe(), garbage_collection_paused():
-        import pyiqa  # here, because the import takes 3 s and `psnr` does not need it
-    with _quiet_and_safe():
-        return pyiqa.create_metric(pyiqa_name, device=torch.device(device), **options)
-
-
-def ssim(device: str = "cpu") -> PyiqaMetric:
-    """Return SSIM (Wang et al., 2004), pyiqa's `ssimc`: 0 to 1, higher is better.
-
-    SSIM is computed in Gaussian windows of 11x11 pixels (standard deviation 1.5 pixels), without
-    padding or downsampling, and averaged over all windows and the three channels. Negative
-    contrast-structure terms are set to 0, so anticorrelated windows count as 0.
-    """
-    return PyiqaMetric("ssim", "ssimc", "higher", (0, 1), True, 11, device=device)
-
-
-def fsim(device: str = "cpu") -> PyiqaMetric:
-    """Return FSIM (Zhang et al., 2011): 0 to 1, higher is better.
-
-    FSIM compares phase congruency, gradient and colour. It is reported beside `deep-lite0` because
-    it uses no trained network.
-
-    GMSD and VIF, the other metrics of pyiqa without weights, get worse with noise and blur as
-    steadily as FSIM, but have drawbacks. GMSD rates an image shifted by one pixel, which looks the
-    same, worse than the image with a 5x5 blur. It does so on 11 of the 12 test images of
-    adir.data.embedded, and FSIM on 1 of them. VIF needs sides of at least 33 pixels, and exceeds 1
-    if the contrast is raised.
-    """
-    return PyiqaMetric("fsim", "fsim", "higher", (0, 1), True, 16, device=device)
-
-
-def lpips_alex(device: str = "cpu") -> PyiqaMetric:
-    """Return LPIPS v0.1 (Zhang et al., 2018) on AlexNet: about 0 to 1, lower is better."""
-    return PyiqaMetric(
-        "lpips-alex", "lpips", "lower", (0, None), True, 32, (LPIPS_ALEX, ALEXNET), device=device
-    )
-
-
-def lpips_vgg(device: str = "cpu") -> PyiqaMetric:
-    """Return LPIPS v0.1 (Zhang et al., 2018) on VGG16: about 0 to 1, lower is better."""
-    return PyiqaMetric(
-        "lpips-vgg", "lpips-vgg", "lower", (0, None), True, 32, (LPIPS_VGG, VGG16), device=device
-    )
-
-
-def piqe(device: str = "cpu") -> PyiqaMetric:
-    """Return PIQE (Venkatanath et al., 2015): 0 to 100, lower is better.
-
-    PIQE rates blocks of 16x16 luma pixels and needs no training. If a side is not a multiple of 16,
-    pyiqa pads it by (side mod 16) pixels. It may thus ignore up to 7 pixels at the right or bottom
-    border.
-    """
-    return PyiqaMetric("piqe", "piqe", "lower", (0, 100), False, 16, device=device)
-
-
-def musiq_koniq(device: str = "cpu") -> PyiqaMetric:
-    """Return MUSIQ (Ke et al., 2021) with KonIQ-10k weights: about 0 to 100, higher is better.
-
-    pyiqa resizes images differently from the original code. Its scores are higher by 0.42 on
-    average and by up to 1.09, which is as large as published gains.
-    """
-    return PyiqaMetric(
-        "musiq-koniq", "musiq", "higher", (0, 100), False, 32, (MUSIQ_KONIQ,), device=device
-    )
-
-
-def musiq_ava(device: str = "cpu") -> PyiqaMetric:
-    """Return MUSIQ (Ke et al., 2021) with AVA weights: 1 to 10, higher is better.
-
-    The score is the mean of the distribution that the network predicts over the ratings 1 to 10.
-    """
-    # pyiqa sets the number of outputs only if it downloads the weights itself.
-    options = {"num_class": 10}
-    return PyiqaMetric(
-        "musiq-ava", "musiq-ava", "higher", (1, 10), False, 32, (MUSIQ_AVA,), options, device
-    )
-
-
-def _psnr(device: str = "cpu") -> PSNR:
-    return PSNR()
+        del os.environ[names[0]]
+        os.environ.update(before)
 
 
 METRICS: dict[str, Callable[[str], Metric]] = {
-    "psnr": _psnr,
-    "ssim": ssim,
-    "lpips-alex": lpips_alex,
-    "lpips-vgg": lpips_vgg,
-    "fsim": fsim,
+    "psnr": lambda device: PSNR(),
+    # SSIM (Wang et al., 2004), in Gaussian windows of 11x11 pixels (standard deviation 1.5 pixels),
+    # without padding or downsampling, averaged over all windows and the three channels. Negative
+    # contrast-structure terms are set to 0, so anticorrelated windows count as 0.
+    "ssim": functools.partial(
+        PyiqaMetric,
+        name="ssim",
+        pyiqa_name="ssimc",
+        direction="higher",
+        range=(0, 1),
+        needs_reference=True,
+        smallest_side=11,
+    ),
+    # LPIPS v0.1 (Zhang et al., 2018) on AlexNet; scores are about 0 to 1.
+    "lpips-alex": functools.partial(
+        PyiqaMetric,
+        name="lpips-alex",
+        pyiqa_name="lpips",
+        direction="lower",
+        range=(0, None),
+        needs_reference=True,
+        smallest_side=32,
+        weights_files=(LPIPS_ALEX, ALEXNET),
+    ),
+    # LPIPS v0.1 (Zhang et al., 2018) on VGG16; scores are about 0 to 1.
+    "lpips-vgg": functools.partial(
+        PyiqaMetric,
+        name="lpips-vgg",
+        pyiqa_name="lpips-vgg",
+        direction="lower",
+        range=(0, None),
+        needs_reference=True,
+        smallest_side=32,
+        weights_files=(LPIPS_VGG, VGG16),
+    ),
+    # FSIM (Zhang et al., 2011) compares phase congruency, gradient and colour. It is reported
+    # beside `deep-lite0` because it uses no trained network.
+    #
+    # GMSD and VIF, the other metrics of pyiqa without weights, get worse with noise and blur as
+    # steadily as FSIM, but have drawbacks. GMSD rates an image shifted by one pixel, which looks
+    # the same, worse than the image with a 5x5 blur. It does so on 11 of the 12 test images of
+    # adir.data.embedded, and FSIM on 1 of them. VIF needs sides of at least 33 pixels, and exceeds
+    # 1 if the contrast is raised.
+    "fsim": functools.partial(
+        PyiqaMetric,
+        name="fsim",
+        pyiqa_name="fsim",
+        direction="higher",
+        range=(0, 1),
+        needs_reference=True,
+        smallest_side=16,
+    ),
     "deep-lite0": DeepLite0,
-    "piqe": piqe,
-    "musiq-koniq": musiq_koniq,
-    "musiq-ava": musiq_ava,
+    # PIQE (Venkatanath et al., 2015) rates blocks of 16x16 luma pixels and needs no training. If a
+    # side is not a multiple of 16, pyiqa pads it by (side mod 16) pixels. It may thus ignore up to
+    # 7 pixels at the right or bottom border.
+    "piqe": functools.partial(
+        PyiqaMetric,
+        name="piqe",
+        pyiqa_name="piqe",
+        direction="lower",
+        range=(0, 100),
+        needs_reference=False,
+        smallest_side=16,
+    ),
+    # MUSIQ (Ke et al., 2021) with KonIQ-10k weights; scores are about 0 to 100. pyiqa resizes
+    # images differently from the original code. Its scores are higher by 0.42 on average and by up
+    # to 1.09, which is as large as published gains.
+    "musiq-koniq": functools.partial(
+        PyiqaMetric,
+        name="musiq-koniq",
+        pyiqa_name="musiq",
+        direction="higher",
+        range=(0, 100),
+        needs_reference=False,
+        smallest_side=32,
+        weights_files=(MUSIQ_KONIQ,),
+    ),
+    # MUSIQ (Ke et al., 2021) with AVA weights. The score is the mean of the distribution that the
+    # network predicts over the ratings 1 to 10.
+    "musiq-ava": functools.partial(
+        PyiqaMetric,
+        name="musiq-ava",
+        pyiqa_name="musiq-ava",
+        direction="higher",
+        range=(1, 10),
+        needs_reference=False,
+        smallest_side=32,
+        weights_files=(MUSIQ_AVA,),
+        # pyiqa sets the number of outputs only if it downloads the weights itself.
+        options={"num_class": 10},
+    ),
     PromptSimilarity.name: lambda device: PromptSimilarity(None),
 }
+"""The metrics by name; each value builds its metric for a device, such as "cpu"."""
 
 
 class Scoring:
@@ -346,16 +345,10 @@ class Scoring:
         if len(set(names)) != len(names):
             raise InputError(f"a metric is listed twice in {', '.join(names)}: list each once")
 
-        def built(metric: str | Metric) -> Metric:
-            if not isinstance(metric, str):
-                return metric
-            return (
-                PromptSimilarity(clip)
-                if metric == PromptSimilarity.name
-                else METRICS[metric](device)
-            )
-
-        self.metrics: list[Metric] = [built(metric) for metric in metrics]
+        builders = METRICS | {PromptSimilarity.name: lambda device: PromptSimilarity(clip)}
+        self.metrics: list[Metric] = [
+            builders[metric](device) if isinstance(metric, str) else metric for metric in metrics
+        ]
         if strict and self.unavailable:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.unavailable.items())
             raise InputError(
