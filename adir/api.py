@@ -11,7 +11,7 @@ from adir.adaptation.base import in_place
 from adir.adaptation.fine_tuning import Adapted
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
-from adir.images import from_uint8, generator, hash_of_image, in_colour, read_pixels, write_png
+from adir.images import generator, hash_of_image, read_image as read_image, write_png
 from adir.samplers.base import Steering
 from adir.samplers.tiling import restore_any_size
 
@@ -30,14 +30,6 @@ def setup(*overrides: str) -> Cell:
         InputError: if a value does not exist, or if two settings cannot be combined.
     """
     return resolve_cell(compose(list(overrides)))
-
-
-def read_image(path: str | Path) -> Tensor:
-    """Return an image file as a (3, H, W) float32 tensor in [-1, 1].
-
-    Raises InputError if the file is not an image.
-    """
-    return from_uint8(in_colour(read_pixels(path)))
 
 
 def write_image(path: str | Path, x: Tensor) -> None:

@@ -150,14 +150,12 @@ def require_supported(name: str) -> None:
         )
 
 
-def decode(
-    content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0
-) -> np.ndarray:
+def decode(content: bytes, name: str, least_side: int = 0) -> np.ndarray:
     """Return the (H, W, 3) uint8 RGB pixels of an image file's bytes; see `decode_pixels`.
 
     A grey image is repeated in three channels.
     """
-    return in_colour(decode_pixels(content, name, max_pixels, least_side))
+    return in_colour(decode_pixels(content, name, least_side=least_side))
 
 
 def decode_pixels(
@@ -196,8 +194,8 @@ def decode_pixels(
             flat = flattened(
                 scaled(image, rawmodes, content, name) if ";16" in rawmodes else image, name
             )
-            pixels = np.array(upright(in_srgb(flat, image.info.get("icc_profile"), name), image))
-            return pixels[:, :, None] if pixels.ndim == 2 else pixels
+            turned = upright(in_srgb(flat, image.info.get("icc_profile"), name), image)
+            return np.atleast_3d(np.array(turned))
     except InputError:
         raise
     except MemoryError as error:
@@ -424,9 +422,9 @@ def remark(name: str, what: str) -> None:
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Return an image file as a (3, H, W) image in [-1, 1]; grey is repeated in three channels.
+    """Return an image file as a (3, H, W) float32 image in [-1, 1]; grey is repeated three times.
 
-    Raises InputError if `read_pixels` refuses the file.
+    Raises InputError if the file is missing or is not an image; see `read_pixels`.
     """
     return from_uint8(in_colour(read_pixels(path, max_pixels)))
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 
 from adir.configuration import config_dir
 from adir.errors import InputError, count_of
@@ -15,7 +14,7 @@ from adir.files import read_json, write_bytes, write_json
 from adir.harness.cells.cell import build
 from adir.harness.cells.paths import from_plain
 from adir.harness.report.contact_sheet import Found, contact_sheet
-from adir.images import from_uint8, in_colour, png_bytes, read_pixels
+from adir.images import png_bytes, read_image
 from adir.retrieval.encoders.base import Encoder, as_pil
 from adir.retrieval.index.sharded import IndexedCorpus, ShardedIndex
 
@@ -49,10 +48,10 @@ def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path |
     if out is not None and out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: the contact sheet is a PNG; give a name that ends in .png")
     index = ShardedIndex(folder)
-    shown = None if image is None else read_query(image)
+    shown = None if image is None else read_image(image)
     encoder = encoder_of(index)
     if shown is not None:
-        query = encoder.image(from_uint8(shown)[None])
+        query = encoder.image(shown[None])
     else:
         assert text is not None
         query = encoder.text([text])
@@ -62,7 +61,7 @@ def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path |
     for rank, (image_id, distance) in enumerate(zip(ids[0], distances[0].tolist(), strict=True), 1):
         print(f"{rank:4d}  {distance:14.6f}  {image_id}")
     if out is not None:
-        asked = Image.fromarray(shown) if shown is not None else text or ""
+        asked = as_pil(shown) if shown is not None else text or ""
         source, made_by = index.manifest["source"]["name"], index.encoder["name"]
         title = f"{k} nearest of {len(index)} images of {source}, encoder {made_by}"
         found = list(with_images(folder, ids[0], distances[0].tolist()))
@@ -76,14 +75,6 @@ def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path |
             )
             return 1
     return 0
-
-
-def read_query(path: Path) -> np.ndarray:
-    """Return an image file as (H, W, 3) uint8, decoded in the same way as a corpus.
-
-    Raises InputError if the file is not an image.
-    """
-    return in_colour(read_pixels(path))
 
 
 def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:

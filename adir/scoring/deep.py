@@ -4,6 +4,7 @@ The features are those of EfficientNet-Lite0, a small image classifier. All chan
 weight, whereas LPIPS learns channel weights from human judgements.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -71,7 +72,10 @@ class DeepLite0:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        self._network: Any = None
+
+    @functools.cached_property
+    def _network(self) -> Any:
+        return load_network().to(self.device)
 
     def unavailable(self) -> str | None:
         """Return None if the weights can be used, else one line that says why not.
@@ -94,8 +98,6 @@ class DeepLite0:
         """
         require_images(self, x_hat, x)
         assert x is not None
-        if self._network is None:
-            self._network = load_network().to(self.device)
         # One image at a time, because a convolution's order of summation depends on the batch size.
         alone = zip(x_hat.split(1), x.split(1), strict=True)
         return torch.cat(

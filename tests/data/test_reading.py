@@ -11,13 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from adir.commands.index_search import read_query
 from adir.commands.restore import image_files
 from adir.data.corpus import SourceCorpus, folder_corpus, parquet_corpus
 from adir.data.edits import EditSet
 from adir.data.sources.tars import TarSource
 from adir.errors import InputError
-from adir.images import decode, to_uint8
+from adir.images import decode, read_image, to_uint8
 from adir.tasks.editing import EditTask, read_mask
 from adir.tasks.operators import BoxBlur
 from adir.tasks.restoration import RestorationTask
@@ -102,7 +101,7 @@ def by_restore(path: Path) -> np.ndarray:
 
 
 def by_search(path: Path) -> np.ndarray:
-    return read_query(path)
+    return to_uint8(read_image(path))
 
 
 def by_edit(path: Path) -> np.ndarray:
