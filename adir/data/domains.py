@@ -12,7 +12,7 @@ from collections.abc import Collection
 from functools import cache
 
 from adir.data import embedded
-from adir.data.fields import FLAT, SIZE, Field, Fields, clear_of, lattice, overlap
+from adir.data.fields import SIZE, Field, Fields, clear_of, lattice, overlap
 from adir.data.photographs import reduced
 
 DOMAINS = ("brick", "grass", "gravel", "ihc", "retina", "hubble_deep_field")
@@ -22,7 +22,6 @@ SHORTEST = 4 * SIZE
 STRIDE = SIZE // 2  # grid spacing of fields, in downsampled pixels at the scale of the test fields
 # exceptions for corpus fields: a wide grid on a large photograph, a narrow one on a small area
 STRIDES_OF = {"hubble_deep_field": SIZE, "retina": SIZE // 4}
-CROP = 64  # side of a fine-tuning crop in pixels
 
 
 def scale_of(photograph: str) -> int:
@@ -91,29 +90,6 @@ def corpus_fields() -> tuple[Field, ...]:
             test_fields(),
         )
     )
-
-
-def crops_left(photograph: str) -> int:
-    """Return the number of crops of a photograph that are usable for fine-tuning.
-
-    The photograph is resized to the scale at which its test images are cut out, and divided into
-    squares of CROP x CROP pixels. A square is usable if no test image depends on its pixels, and if
-    the standard deviation of its pixels is at least FLAT grey levels.
-    """
-    scale = scale_of(photograph)
-    pixels = reduced(photograph, scale)
-    taken = [
-        [edge / scale for edge in field.footprint()] for field in three_of_a_column(photograph)
-    ]
-    count = 0
-    for y in range(0, pixels.shape[0] - CROP + 1, CROP):
-        for x in range(0, pixels.shape[1] - CROP + 1, CROP):
-            free = all(
-                y >= bottom or y + CROP <= top or x >= right or x + CROP <= left
-                for top, left, bottom, right in taken
-            )
-            count += free and pixels[y : y + CROP, x : x + CROP].mean(2).std() >= FLAT
-    return count
 
 
 class DomainTestFields(Fields):

@@ -22,16 +22,15 @@ from torch import Tensor
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.data.corpus import parquet_corpus
 from adir.data.domains import (
-    CROP,
     DOMAINS,
     SHORTEST,
     STRIDE,
     corpus_fields_of,
-    crops_left,
     scale_of,
     three_of_a_column,
 )
-from adir.data.fields import SIZE, cut, lattice
+from adir.data.fields import FLAT, SIZE, cut, lattice
+from adir.data.photographs import reduced
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.files import write_bytes
 from adir.images import from_uint8
@@ -41,6 +40,7 @@ CANDIDATES = "brick grass gravel ihc retina hubble_deep_field coins moon cell pa
 TIMESTEPS = (10, 50, 100, 200, 400, 700)
 FACTOR, LEAST_CROPS = 0.3, 20
 WINDOWS = 16
+CROP = 64  # side of a fine-tuning crop in pixels
 T = TypeVar("T")
 HEAD = """# The photographs of `data=domains`
 
@@ -76,6 +76,29 @@ image, whatever the prior was trained on. Read the suite as six kinds of image t
 
 Test fields: {ids}.
 """
+
+
+def crops_left(photograph: str) -> int:
+    """Return the number of crops of a photograph that are usable for fine-tuning.
+
+    The photograph is resized to the scale at which its test images are cut out, and divided into
+    squares of CROP x CROP pixels. A square is usable if no test image depends on its pixels, and if
+    the standard deviation of its pixels is at least FLAT grey levels.
+    """
+    scale = scale_of(photograph)
+    pixels = reduced(photograph, scale)
+    taken = [
+        [edge / scale for edge in field.footprint()] for field in three_of_a_column(photograph)
+    ]
+    count = 0
+    for y in range(0, pixels.shape[0] - CROP + 1, CROP):
+        for x in range(0, pixels.shape[1] - CROP + 1, CROP):
+            free = all(
+                y >= bottom or y + CROP <= top or x >= right or x + CROP <= left
+                for top, left, bottom, right in taken
+            )
+            count += free and pixels[y : y + CROP, x : x + CROP].mean(2).std() >= FLAT
+    return count
 
 
 def errors(backbone: GuidedDiffusion, x: Tensor) -> list[float]:
