@@ -124,18 +124,12 @@ def clear_of(fields: Iterable[Field], tests: Sequence[Field]) -> list[Field]:
     return sorted(kept, key=lambda field: field.id)
 
 
-def manifest(fields: Sequence[Field]) -> dict[str, str]:
-    """Return SHA-256 of each field's 128x128x3 bytes, by id.
-
-    The hashes are of the pixels after downsampling, so they change if Pillow's resampling changes.
-    """
-    return {field.id: sha256_of_bytes(cut(field).tobytes()) for field in fields}
-
-
 class Fields(Corpus):
     """Image set of fields.
 
-    The photograph of a field is both its category and its cluster (see `Corpus.cluster`).
+    The photograph of a field is both its category and its cluster (see `Corpus.cluster`). The
+    manifest has the hashes of the pixels after downsampling, so they change if Pillow's resampling
+    changes.
 
     Args:
         name: label for tables and messages.
@@ -156,8 +150,12 @@ class Fields(Corpus):
         self._fields = {
             image_id: field for image_id, field in known.items() if only is None or image_id in only
         }
+        manifest = {
+            image_id: sha256_of_bytes(cut(field).tobytes())
+            for image_id, field in self._fields.items()
+        }
         categories = {image_id: field.photograph for image_id, field in self._fields.items()}
-        super().__init__(name, manifest(list(self._fields.values())), {}, categories)
+        super().__init__(name, manifest, {}, categories)
 
     def attribution(self, image_id: str) -> dict[str, str]:
         return ORIGINS[self._fields[image_id].photograph]

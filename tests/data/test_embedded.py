@@ -86,10 +86,9 @@ def test_demo_fields_are_test_fields_of_different_photographs():
 
 
 def test_the_manifest_has_one_hash_for_each_field_and_no_field_twice():
-    corpus = embedded.corpus_fields()
-    manifest = fields.manifest(corpus)
-    assert len(manifest) == len(corpus) == len(set(manifest.values()))
-    assert set(manifest.values()).isdisjoint(fields.manifest(embedded.TEST_FIELDS).values())
+    manifest = embedded.EmbeddedCorpus().manifest
+    assert len(manifest) == len(embedded.corpus_fields()) == len(set(manifest.values()))
+    assert set(manifest.values()).isdisjoint(embedded.EmbeddedTestFields().manifest.values())
 
 
 def test_another_edition_of_a_photograph_raises(monkeypatch):
