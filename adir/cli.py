@@ -301,7 +301,4 @@ def dispatch(args: argparse.Namespace) -> int:
         require_composable(args.overrides, args.multirun)
     with garbage_collection_paused():
         command = importlib.import_module(f"adir.commands.{args.command}")
-    status: int = command.main(
-        **{word: value for word, value in vars(args).items() if word != "command"}
-    )
-    return status
+    return command.main(**{word: value for word, value in vars(args).items() if word != "command"})

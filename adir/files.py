@@ -128,11 +128,7 @@ def read_text(path: str | Path) -> str:
 
     Raises UnicodeDecodeError (a ValueError) for another encoding.
     """
-    return decode_text(Path(path).read_bytes())
-
-
-def decode_text(content: bytes) -> str:
-    """Return the text in the bytes of a file, decoded as `read_text` does."""
+    content = Path(path).read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if wide else "utf-8-sig")
 

@@ -6,7 +6,6 @@ It writes a PNG for each image, and a JSON file with settings and versions.
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -77,7 +76,7 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
         )
     paths = image_files(named)
     cfg, cell = chosen_cell([*overrides, f"results={quoted(str(out / 'stages'))}"])
-    options = options_of(cfg)
+    progress = options_of(cfg).progress
     if samples > 1 and cell.sampler.n_steps == 0:
         raise InputError(
             f"--samples {samples}: sampler {cell.sampler.name} is not random, so all samples would "
@@ -106,7 +105,7 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
         shape = sampled_shape(cell.backbone, cell.task, measurements[path])
         lowered = tile if cell.backbone.kind == "pixel" else None
         with out_of_memory_explained(cell, shape, kept=kept, tile=lowered):
-            restore_one(cell, path, measurements[path], targets[path], tile, samples, options)
+            restore_one(cell, path, measurements[path], targets[path], tile, samples, progress)
     return 0
 
 
@@ -237,7 +236,7 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> boo
 
 
 def restore_one(
-    cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samples: int, options: Any
+    cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samples: int, progress: bool
 ) -> None:
     """Restore one image, and write the result and its JSON file.
 
@@ -251,8 +250,7 @@ def restore_one(
         target: path of the result.
         tile: requested side of the tiles in pixels.
         samples: number of samples.
-        options: options of the run. Only `progress` is used: whether to show a progress bar of the
-            training.
+        progress: whether to show a progress bar of the training.
 
     Raises:
         InputError: if sampling fails.
@@ -264,7 +262,7 @@ def restore_one(
     neighbours, _ = (
         find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     )
-    adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], options.progress)
+    adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress)
     # Restore once per seed.
     seeds = range(cell.seed, cell.seed + samples)
     with in_place(cell, adapter):
@@ -284,10 +282,10 @@ def restore_one(
         saved = [from_uint8(to_uint8(result.x_hat)) for result in results]
         x_hat, deviation = mean_and_deviation(saved)
         others = {
-            sample_file(target, f"sample{seed}"): sample
+            target.with_name(f"{target.stem}-sample{seed}.png"): sample
             for seed, sample in zip(seeds, saved, strict=True)
         }
-        others[sample_file(target, "std")] = (
+        others[target.with_name(f"{target.stem}-std.png")] = (
             (STD_FACTOR * deviation / 127.5 - 1).clamp(-1, 1).expand(3, -1, -1)
         )
     # Write the JSON file, the other samples, and last the result.
@@ -331,14 +329,6 @@ def restore_one(
         f"{residual:.1f} grey "
         f"levels (noise {cell.task.sigma_y:g}){spread}, {note['seconds']} s"
     )
-
-
-def sample_file(target: Path, what: str) -> Path:
-    """Return the path NAME-WHAT.png of an additional output beside the result NAME.png.
-
-    what: "sample3" for the sample with seed 3, or "std" for the map of the standard deviation.
-    """
-    return target.with_name(f"{target.stem}-{what}.png")
 
 
 def mean_and_deviation(samples: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -204,8 +204,7 @@ def fetch(url: str, wait: float = 1.0) -> bytes:
     for attempt in range(ATTEMPTS):
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
-                content: bytes = response.read()
-                return content
+                return response.read()
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
                 raise InputError(

@@ -81,8 +81,13 @@ class ParquetSource(Source):
                     )
         self.value = None if value is None else str(value)
         self.name = path.stem if value is None else f"{path.stem}-{value}"
-        self.arguments = {"path": str(path.resolve()), "image": image, "column": column}
-        self.arguments |= {"value": self.value, "id_column": id_column}
+        self.arguments = {
+            "path": str(path.resolve()),
+            "image": image,
+            "column": column,
+            "value": self.value,
+            "id_column": id_column,
+        }
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         if self.column is not None and not any(map(self._ids, self.files)):
@@ -172,13 +177,12 @@ class ParquetSource(Source):
     def _column(self, file: Path, name: str) -> list[Any]:
         """Return the values of a column. Raises InputError if the column is damaged."""
         try:
-            values: list[Any] = self._opened(file).read([name]).column(0).to_pylist()
+            return self._opened(file).read([name]).column(0).to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
             raise InputError(
                 f"{file}: column {name!r} is damaged ({' '.join(str(error).split())}); restore "
                 "the file"
             ) from error
-        return values
 
     @functools.cached_property
     def _places(self) -> dict[str, tuple[Path, int]]:
