@@ -1,5 +1,6 @@
 """CLIP similarity, which measures how well an image shows the content of a prompt."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -32,8 +33,16 @@ class PromptSimilarity:
 
     def __init__(self, encoder: Callable[[], TextEncoder] | None) -> None:
         self._build = encoder
-        self._encoder: TextEncoder | None = None
-        self._reason: str | None = None
+
+    @functools.cached_property
+    def _encoder(self) -> TextEncoder | str:
+        """The encoder, or one line that says why it cannot be used."""
+        if self._build is None:
+            return "no encoder is configured: use scoring=edit, with scoring.clip.checkpoint=FILE"
+        try:
+            return self._build()
+        except InputError as error:
+            return str(error)
 
     @property
     def version(self) -> str:
@@ -41,7 +50,7 @@ class PromptSimilarity:
 
         It is "no encoder" if the encoder cannot be used.
         """
-        if self.unavailable() is not None or self._encoder is None:
+        if isinstance(self._encoder, str):
             return "no encoder"
         return f"{self._encoder.name} {self._encoder.weights_sha256[:8]}"
 
@@ -50,14 +59,7 @@ class PromptSimilarity:
 
         The first call builds the encoder.
         """
-        if self._build is None:
-            return "no encoder is configured: use scoring=edit, with scoring.clip.checkpoint=FILE"
-        if self._encoder is None and self._reason is None:
-            try:
-                self._encoder = self._build()
-            except InputError as error:
-                self._reason = str(error)
-        return self._reason
+        return self._encoder if isinstance(self._encoder, str) else None
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
@@ -68,9 +70,8 @@ class PromptSimilarity:
             InputError: if the encoder or the prompt is missing.
         """
         require_unit(x_hat, self.name)
-        reason = self.unavailable()
-        if reason is not None or self._encoder is None:
-            raise InputError(f"{self.name}: {reason}")
+        if isinstance(self._encoder, str):
+            raise InputError(f"{self.name}: {self._encoder}")
         if prompt is None:
             raise InputError(f"{self.name} compares with a prompt, and none was given")
         # 2 x - 1 of an 8-bit level k / 255 may leave [-1, 1] by rounding.
