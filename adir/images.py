@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from adir.errors import InputError
@@ -50,8 +50,6 @@ MAX_ASPECT = 100
 
 CLIP resizes the shorter side to 224 pixels, so a 1x60000 image would become 224x13 million.
 """
-ORIENTATION = 0x0112  # EXIF tag
-BITS_PER_SAMPLE, PHOTOMETRIC, PLANES = 258, 262, 284  # TIFF tags
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -262,8 +260,8 @@ def scaled(image: Image.Image, rawmodes: str, content: bytes, name: str) -> Imag
     # At 16 bits, Pillow misreads four kinds of files: white stored as 0, one plane per channel, a
     # transparent colour, and grey with alpha.
     misread = (
-        tags.get(PHOTOMETRIC) == 0
-        or tags.get(PLANES) == 2
+        tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+        or tags.get(ExifTags.Base.PlanarConfiguration) == 2
         or "transparency" in image.info
         or "LA;" in rawmodes
     )
@@ -292,7 +290,7 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
     Palette indices are replaced by their colours, and an alpha channel that is opaque everywhere is
     dropped. Raises InputError if the image has more than 8 bits per channel or is transparent.
     """
-    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
+    bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (8,))
     if max(bits) > 8 or image.mode.startswith("I") or image.mode == "F":
         raise too_deep(name)
     if image.mode == "CMYK":
@@ -396,7 +394,7 @@ def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
         image: the same image before the conversions, with EXIF data.
     """
     try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow failed on damaged EXIF data; the pixels are good
         return pixels
     return pixels if turn is None else pixels.transpose(turn)
