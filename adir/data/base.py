@@ -164,14 +164,10 @@ class Corpus:
         hashes = np.array([hash(one.tobytes()) for part in self.fingerprints for one in part])
         _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         rows = np.flatnonzero(counts[which] > 1)
-        known: set[str] = set()
-        repeats = []
-        for image_id in sorted(self.ids_of(rows)):
-            pixels = hash_of_image(self.image(image_id))
-            if pixels in known:
-                repeats.append(image_id)
-            known.add(pixels)
-        return frozenset(repeats)
+        ids = sorted(self.ids_of(rows))
+        pixels = [hash_of_image(self.image(image_id)) for image_id in ids]
+        _, first = np.unique(pixels, return_index=True)  # the first of equal images
+        return frozenset(ids).difference(ids[row] for row in first)
 
     def own_index(self, encoder: EncoderIdentity) -> NeighbourIndex | None:
         """Return the index on disk that defines this corpus; None if the corpus has no such index.
