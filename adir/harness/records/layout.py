@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import quote
 
+from safetensors import SafetensorError, safe_open
+
 from adir.errors import InputError
 from adir.files import LONGEST_NAME, RESULTS_MARKER, read_json, with_hash, write_json
 from adir.harness.records.record import SCHEMA
@@ -232,44 +234,24 @@ def stored_images(sha256: str | None) -> list[str]:
     return [f"images/{sha256}.png", f"images/{sha256}-thumbnail.png"] if is_hash(sha256) else []
 
 
-MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-
-
 def losses_of(results: Path, key: str) -> list[float] | None:
     """Return the loss of every training iteration of an adapter, or None if there are none.
 
-    The losses are in the adapter's own file. In a folder written by `adir merge`, which does not
-    copy adapters, they are in a separate JSON file.
+    The losses are in the header of the adapter's own file. In a folder written by `adir merge`,
+    which does not copy adapters, they are in a separate JSON file. A damaged file has no losses.
     """
-    losses = read_losses(results / "adapters" / f"{key}.safetensors")
-    if losses is None:
-        try:
-            losses = [
-                float(loss) for loss in read_json(results / merged_losses(key))["losses"]
-            ] or None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    return losses
+    adapter = Layout(results).adapter(key)
+    try:
+        if adapter.exists():
+            with safe_open(adapter, "np") as file:
+                facts = json.loads(file.metadata()["facts"])
+        else:
+            facts = read_json(results / merged_losses(key))
+        return [float(loss) for loss in facts["losses"]] or None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
 
 
 def merged_losses(key: str) -> str:
     """Return the name of the JSON file that holds an adapter's losses without its tensors."""
     return f"losses/{key}.json"
-
-
-def read_losses(path: Path) -> list[float] | None:
-    """Return the loss of every training iteration from the file of an adapter.
-
-    Return None if the file is missing, damaged or has no losses. Only the header is read, because
-    the tensors of a full adapter are as large as the network.
-    """
-    try:
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > MOST_HEADER_BYTES:
-                return None
-            metadata = json.loads(file.read(size)).get("__metadata__", {})
-        losses = json.loads(metadata["facts"])["losses"]
-        return [float(loss) for loss in losses] or None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_records import made_held_out
 
-from adir.harness.records.layout import read_losses
+from adir.harness.records.layout import Layout, losses_of
 from adir.harness.records.record import OracleError
 from adir.harness.report.curves import POINTS, held_out_curve, mean_curve, oracle_curve, smoothed
 from adir.harness.running.stores import AdapterStore
@@ -16,7 +16,7 @@ from adir.harness.running.stores import AdapterStore
 def test_losses_are_read_from_what_the_store_writes(tmp_path: Path) -> None:
     store = AdapterStore(tmp_path)
     store.put("a" * 64, {"w": torch.ones(3)}, {"losses": [0.5, 0.25]})
-    assert read_losses(store.path("a" * 64)) == [0.5, 0.25]
+    assert losses_of(tmp_path, "a" * 64) == [0.5, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,11 @@ def test_losses_are_read_from_what_the_store_writes(tmp_path: Path) -> None:
     [b"", b"\x05\0\0\0\0\0\0\0{", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]"],
 )
 def test_a_damaged_adapter_has_no_losses(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "adapter").write_bytes(content)
-    assert read_losses(tmp_path / "adapter") is None
-    assert read_losses(tmp_path / "nothing") is None
+    adapter = Layout(tmp_path).adapter("a" * 64)
+    adapter.parent.mkdir()
+    adapter.write_bytes(content)
+    assert losses_of(tmp_path, "a" * 64) is None
+    assert losses_of(tmp_path, "b" * 64) is None
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 40, 400, 401])
