@@ -1,4 +1,4 @@
-"""Convert records and leaderboards to pandas frames, for notebooks and your own studies.
+"""Convert records to a pandas frame, for notebooks and your own studies.
 
 Example:
 
@@ -7,7 +7,6 @@ Example:
       frame.pivot_table(values="psnr", index="adaptation", columns="task")
 """
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ import pandas as pd
 
 from adir.harness.records.record import Record
 from adir.harness.records.sources import read_sources
-from adir.harness.tables.board import Board
-from adir.harness.tables.formats import to_csv
 
 
 def records_frame(*sources: str | Path) -> pd.DataFrame:
@@ -38,27 +35,16 @@ def records_frame(*sources: str | Path) -> pd.DataFrame:
 def line_of(record: Record) -> dict[str, Any]:
     """Return {column: value} of one record."""
     image, sampler = record.image, record.sampler
-    line = record.axes.model_dump() | {
+    return {
+        **record.axes.model_dump(),
         "data": image.data,
         "image": image.id,
         "cluster": image.cluster or image.id,
-    }
-    line |= {
         "status": record.status,
         "cell": record.cell,
         "y": None if record.y is None else record.y.sha256,
+        **{name: score.value for name, score in record.scores.items()},
+        **{f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()},
+        "network_evaluations": getattr(sampler, "network_evaluations", None),
+        "gradient_evaluations": getattr(sampler, "gradient_evaluations", None),
     }
-    line |= {name: score.value for name, score in record.scores.items()}
-    line |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
-    return line | {
-        name: getattr(sampler, name, None)
-        for name in ("network_evaluations", "gradient_evaluations")
-    }
-
-
-def board_frame(board: Board) -> pd.DataFrame:
-    """Return a frame with one line per row of a leaderboard.
-
-    It has the columns of `to_csv`.
-    """
-    return pd.read_csv(io.StringIO(to_csv(board)), dtype={"k": "Int64"})
