@@ -233,30 +233,30 @@ def to_csv(board: Board) -> str:
     """
     lines = []
     for row in board.rows:
-        line: dict[str, Any] = row.axes | {
+        line: dict[str, Any] = {
+            **row.axes,
             "prior_trained_on": row.trained_on,
             "sigma_y": row.sigma_y,
+            "records": row.have,
+            "expected": row.expected,
+            "evaluations": row.evaluations[0],
+            "gradient_evaluations": row.evaluations[1],
         }
-        line |= {"records": row.have, "expected": row.expected}
-        line["evaluations"], line["gradient_evaluations"] = row.evaluations
         for name in board.metrics:
-            mean, difference, verdict = (
-                row.estimates[name],
-                row.to_reference.get(name),
-                row.verdicts.get(name),
-            )
-            line |= {name: mean.value, f"{name}_se": mean.standard_error, f"{name}_n": mean.n}
+            mean = row.estimates[name]
+            difference, verdict = row.to_reference.get(name), row.verdicts.get(name)
+            minus = f"{name}_minus_{board.against}"
             line |= {
+                name: mean.value,
+                f"{name}_se": mean.standard_error,
+                f"{name}_n": mean.n,
                 f"{name}_version": board.versions.get(name),
                 f"{name}_ranking": row.ranking.get(name),
-            }
-            minus = f"{name}_minus_{board.against}"
-            line[minus] = getattr(difference, "mean", None)
-            line |= {
-                f"{minus}_{part}": getattr(difference, part, None)
-                for part in ("low", "high", "n", "p", "p_holm")
-            }
-            line |= {
+                minus: getattr(difference, "mean", None),
+                **{
+                    f"{minus}_{part}": getattr(difference, part, None)
+                    for part in ("low", "high", "n", "p", "p_holm")
+                },
                 f"{minus}_verdict": getattr(verdict, "word", None),
                 f"{minus}_least": getattr(verdict, "least", None),
             }
