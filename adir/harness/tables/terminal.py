@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Console, JustifyMethod, OverflowMethod
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -81,10 +81,12 @@ def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
     """Return one table of these columns, with a line under each row in `ends`."""
     table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
     for column in columns:
-        number = column.number
-        justify: JustifyMethod = "right" if number else "left"
-        overflow: OverflowMethod = "ellipsis" if number else "fold"
-        table.add_column(Text(column.heading), justify=justify, overflow=overflow, no_wrap=number)
+        table.add_column(
+            Text(column.heading),
+            justify="right" if column.number else "left",
+            overflow="ellipsis" if column.number else "fold",
+            no_wrap=column.number,
+        )
     for place, texts in enumerate(zip(*(column.texts for column in columns), strict=True)):
         table.add_row(*texts, end_section=place in ends)
     return table
