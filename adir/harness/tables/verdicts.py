@@ -183,19 +183,21 @@ def spelled_out(findings: Iterable[Finding], name_tasks: bool) -> list[str]:
     said = []
     for metric, of_metric in grouped((finding.metric, finding) for finding in findings).items():
         margin = margins()[metric]
-        parts: list[str] = []
-        for word in WORDS:
-            told = []
-            for finding in of_metric:
-                if finding.word == word:
-                    size = f"({finding.difference.mean:+.2g} {margin.unit}".strip() + ")"
-                    told.append(f"{finding.task} {size}" if name_tasks else size)
-            if told:
-                parts.append(
-                    f"{word}{'' if parts else f' in {margin.title}'} "
-                    f"{'on ' * name_tasks}{listed(told)}"
-                )
-        said.append(listed(parts))
+        unit = f" {margin.unit}" if margin.unit else ""
+        told = grouped(
+            (one.word, f"{one.task} " * name_tasks + f"({one.difference.mean:+.2g}{unit})")
+            for one in of_metric
+        )
+        words = [word for word in WORDS if word in told]
+        said.append(
+            listed(
+                [
+                    f"{word}{f' in {margin.title}' if word == words[0] else ''} "
+                    f"{'on ' * name_tasks}{listed(told[word])}"
+                    for word in words
+                ]
+            )
+        )
     return said
 
 
