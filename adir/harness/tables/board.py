@@ -224,27 +224,26 @@ def rows_of(records: list[Record]) -> list[Row]:
     The rows are sorted by task, data set, backbone and sampler, then by `row_order` and by the hash
     of the setting.
     """
-    settings: dict[str, str] = {}  # {cell: setting's hash}, cached because hashing is slow
-    found: dict[tuple[Any, ...], Row] = {}
-    for record in records:
-        setting = settings.get(record.cell) or settings.setdefault(
-            record.cell, without_seed(record)
+    examples = {record.cell: record for record in records}  # one per cell, as hashing is slow
+    settings = {cell: without_seed(record) for cell, record in examples.items()}
+    places = grouped(
+        ((settings[r.cell], r.image.data or None, *(getattr(r.axes, axis) for axis in AXES)), r)
+        for r in records
+    )
+    rows = [
+        Row(
+            dict(zip(AXES, values, strict=True)) | {"variant": "", "setting": "", "data": data},
+            of_row,
+            setting,
+            base_of(of_row[0]),
         )
-        data, values = record.image.data or None, [getattr(record.axes, axis) for axis in AXES]
-        place = (*values, data, setting)
-        if place not in found:
-            axes = dict(zip(AXES, values, strict=True)) | {
-                "variant": "",
-                "setting": "",
-                "data": data,
-            }
-            found[place] = Row(axes, [], setting, base_of(record))
-        found[place].records.append(record)
+        for (setting, data, *values), of_row in places.items()
+    ]
 
     def sort_key(row: Row) -> tuple[Any, ...]:
         return [row.axes[axis] or "" for axis in GROUP], row_order(row.axes), row.setting_hash
 
-    return sorted(found.values(), key=sort_key)
+    return sorted(rows, key=sort_key)
 
 
 def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
