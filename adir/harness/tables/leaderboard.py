@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from adir.environment import garbage_collection_paused
 from adir.harness.records.sources import read_sources
 from adir.harness.tables.board import Board, make_board
 
@@ -18,9 +17,8 @@ def load_board(*results: Path, against: str = "none") -> Board:
         InputError: if there are no records, or if no row has the mode `against` (unless it is
             `none`).
     """
-    with garbage_collection_paused():
-        found = read_sources(list(results))
-        records, planned, notes = found.counted()
-        board = make_board(records, planned, against)
+    found = read_sources(results)
+    records, planned, notes = found.counted()
+    board = make_board(records, planned, against)
     board.notes, board.damaged = notes + board.notes, len(found.notes)
     return board
