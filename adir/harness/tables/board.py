@@ -275,13 +275,12 @@ def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], lis
             notes.append((f"{len(alike)} rows differ in {what_differs(identities)}", name))
         if len(alike) > 1 or several_bases:
             for setting, row in alike.items():
-                words = {
-                    name: f"{v:g}" if isinstance(v, float) else v
-                    for name, v in told.get(setting, {}).items()
-                }
                 row.axes |= {
                     "variant": setting,
-                    "setting": " ".join(f"{name}={word}" for name, word in words.items()),
+                    "setting": " ".join(
+                        f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}"
+                        for name, v in told.get(setting, {}).items()
+                    ),
                 }
         numbers = {setting: setting_order(told.get(setting, {})) for setting in alike}
         ordered += [alike[setting] for setting in sorted(alike, key=numbers.__getitem__)]
@@ -336,10 +335,10 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
         name = named(row.axes, board.shown)
         if (warning := first_known(*map(leakage_warning, row.done))) is not None:
             notes.append((warning, name))
-        failed = [record for record in row.records if record.status == "failed"]
         notes += [
             (f"failed: {record.error}", f"{name} seed={record.seed} {record.image.id}")
-            for record in failed
+            for record in row.records
+            if record.status == "failed"
         ]
         if row.have < row.expected:
             notes.append(
@@ -551,9 +550,10 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
     )
     # A contest is one metric of one task and data set.
     for metric in metrics:
-        known = [row for row in rows if row.estimates[metric].value is not None]
         for field_of in grouped(
-            ((row.axes["task"], row.axes["data"]), row) for row in known
+            ((row.axes["task"], row.axes["data"]), row)
+            for row in rows
+            if row.estimates[metric].value is not None
         ).values():
             where = place_of(field_of[0].axes, [name for name in shown if name == "data"])
             images = {
