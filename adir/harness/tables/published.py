@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from rich.text import Text
 
-from adir.configuration import config_dir
+from adir.configuration import PACKAGE, config_dir
 from adir.errors import InputError, count_of
 from adir.harness.records.comparable import flatten
 from adir.harness.tables.board import Board, Row, label
@@ -22,10 +22,6 @@ from adir.harness.tables.formats import ARROWS, booktabs, tex, tidy
 from adir.harness.tables.statistics import mean_interval
 from adir.harness.tables.terminal import Column
 
-PACKAGE = Path(__file__).resolve().parents[2]
-
-UNKNOWN = "unknown"
-NO_ROW = "not run"
 INSIDE = (
     "inside, outside: whether the paper's number lies in the 95 % interval of our mean. The "
     "paper's number was measured with other noise, and its own interval is not published."
@@ -201,7 +197,7 @@ def comparison(
     interval = mean_interval([one for one in values if one is not None])
     reasons = ["the paper's number is unknown"] if paper is None else []
     if row is None:
-        reasons.append(NO_ROW)
+        reasons.append("not run")
     elif value is None:
         reasons.append(f"{ours} is missing in {label(row.axes)}")
     elif interval is None:
@@ -251,43 +247,29 @@ def columns_of(
     lines = []
     for c in comparisons:
         paper = (
-            UNKNOWN if c.paper is None else f"{c.paper:.{c.metric['decimals']}f} ({c.confidence})"
+            "unknown" if c.paper is None else f"{c.paper:.{c.metric['decimals']}f} ({c.confidence})"
         )
         paper += refer([f"paper's number: {c.source}"] if c.source != source else [])
         interval = "–" if c.interval is None else f"[{c.interval[0]:#.4g}, {c.interval[1]:#.4g}]"
-        difference = "–" if c.difference is None else f"{c.difference:+.3g}"
-        title = c.metric["title"] + ARROWS[c.metric["direction"]]
-        ours = "–" if c.ours is None else f"{c.ours:#.4g}"
-        count = str(c.n) if c.n else "–"
         lines.append(
-            [
-                c.method,
-                title,
-                paper,
-                ours,
-                difference,
-                interval,
-                count,
-                c.verdict + refer(c.reasons),
-            ]
+            {
+                "method": c.method,
+                "metric": c.metric["title"] + ARROWS[c.metric["direction"]],
+                "paper": paper,
+                "ours": "–" if c.ours is None else f"{c.ours:#.4g}",
+                "ours − paper": "–" if c.difference is None else f"{c.difference:+.3g}",
+                "95 % interval": interval,
+                "n": str(c.n) if c.n else "–",
+                "verdict": c.verdict + refer(c.reasons),
+            }
         )
-    headings = (
-        "method",
-        "metric",
-        "paper",
-        "ours",
-        "ours − paper",
-        "95 % interval",
-        "n",
-        "verdict",
-    )
     columns = [
         Column(
             heading,
-            [Text(tidy(text)) for text in texts],
+            [Text(tidy(line[heading])) for line in lines],
             number=heading not in ("method", "metric", "verdict"),
         )
-        for heading, texts in zip(headings, zip(*lines, strict=True), strict=True)
+        for heading in lines[0]
     ]
     return columns[:2], columns[2:], list(notes)
 
