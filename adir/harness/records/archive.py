@@ -22,8 +22,6 @@ from adir.harness.records.planned import PlannedCell, plan_cells
 from adir.harness.records.record import SCHEMA, Record, first_error, json_value, parse_record
 
 MANIFEST = "manifest.json"
-FORMAT = "adir submission"
-FORMAT_VERSION = 1
 
 UNREADABLE = (
     zipfile.BadZipFile,
@@ -67,16 +65,14 @@ def write_archive(
     files: dict[str, dict[str, Any]] = {}
     with (
         atomic_path(path) as temporary,
-        zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
+        zipfile.ZipFile(temporary, "x") as archive,
     ):
         for name in sorted(set(names)):
             if (content := content_of(name)) is not None:
                 files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
                 put(archive, name, content)
         manifest = (
-            {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA}
-            | about
-            | {"files": files}
+            {"format": "adir submission", "version": 1, "schema": SCHEMA} | about | {"files": files}
         )
         put(archive, MANIFEST, json_bytes(manifest))
     return list(files)
@@ -85,10 +81,9 @@ def write_archive(
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     """Add a member to the .zip; its bytes depend only on its name and content."""
     member = zipfile.ZipInfo(name, START)
-    member.compress_type = zipfile.ZIP_DEFLATED
     member.create_system = 3  # Unix, on every platform
     member.external_attr = 0o100644 << 16
-    archive.writestr(member, content)
+    archive.writestr(member, content, zipfile.ZIP_DEFLATED)
 
 
 class Member(BaseModel):
@@ -180,15 +175,14 @@ def open_archive(path: Path) -> Archive:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            check_members(path, members)
-            by_name = {member.filename: member for member in members}
-            if MANIFEST not in by_name:
+            check_members(path, archive.infolist())
+            names = set(archive.namelist())
+            if MANIFEST not in names:
                 raise InputError(
                     f"{path}: this .zip has no {MANIFEST}, so it is not a submission; create one "
                     "with `adir submit FOLDER`"
                 )
-            manifest = Manifest.model_validate_json(archive.read(MANIFEST))
+            files = Manifest.model_validate_json(archive.read(MANIFEST)).files
     except UNREADABLE as error:
         raise InputError(
             f"{path}: this .zip is damaged ({error}); ask the sender for a new copy"
@@ -198,8 +192,7 @@ def open_archive(path: Path) -> Archive:
             f"{path}: invalid manifest ({first_error(error)}); use the version of adir that "
             "wrote this file"
         ) from error
-    files = manifest.files
-    for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
+    for name in sorted(set(files) ^ (names - {MANIFEST})):
         where = (
             "in the manifest but not in the .zip"
             if name in files
