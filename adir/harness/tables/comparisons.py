@@ -15,17 +15,10 @@ from adir.harness.tables.statistics import ALPHA, PairedDifference, holm, signed
 
 
 def with_holm(differences: list[PairedDifference]) -> list[PairedDifference]:
-    """Return the differences with their corrected p, `p_holm`.
-
-    The correction covers all differences that have a p.
-    """
-    places = [place for place, difference in enumerate(differences) if difference.p is not None]
-    adjusted = dict(
-        zip(places, holm([differences[place].p or 0.0 for place in places]), strict=True)
-    )
+    """Return the differences with their p corrected over all of them, `p_holm`."""
+    adjusted = holm([difference.p for difference in differences])
     return [
-        replace(difference, p_holm=adjusted.get(place))
-        for place, difference in enumerate(differences)
+        replace(difference, p_holm=p) for difference, p in zip(differences, adjusted, strict=True)
     ]
 
 

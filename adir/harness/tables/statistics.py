@@ -113,7 +113,7 @@ class PairedDifference:
     standard_error: float = math.nan
     reference: float = math.nan
     """The mean of b over the same clusters."""
-    p: float | None = None
+    p: float = math.nan
     """The two-sided p of Wilcoxon's signed rank test."""
     p_holm: float | None = None
     """The p after Holm's correction over all differences to the reference in the table.
