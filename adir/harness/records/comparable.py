@@ -336,13 +336,12 @@ def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
     """
     flat, differing = differing_entries(identities)
     more = f"; and {len(differing) - most} more" if len(differing) > most else ""
-    values = {
-        key: {name: entries.get(key, "none") for name, entries in flat.items()}
-        for key in differing[:most]
-    }
     told = (
-        f"{key} " + ", ".join(f"{short(v)} (#{name})" for name, v in of_key.items())
-        for key, of_key in values.items()
+        f"{key} "
+        + ", ".join(
+            f"{short(entries.get(key, 'none'))} (#{name})" for name, entries in flat.items()
+        )
+        for key in differing[:most]
     )
     return "; ".join(told) + more
 

@@ -14,8 +14,6 @@ from adir.errors import InputError
 from adir.files import LONGEST_NAME, RESULTS_MARKER, read_json, with_hash, write_json
 from adir.harness.records.record import SCHEMA
 
-MARK = {"format": "adir results", "schema": SCHEMA}
-
 KINDS = {
     "record": re.compile(r"cells/[^/]+/[^/]+/[^/]+/records/[^/]+\.json"),
     "restored": re.compile(r"cells/[^/]+/[^/]+/[^/]+/images/[^/]+\.png"),
@@ -91,7 +89,7 @@ class Layout:
         Raises InputError if the folder holds results of another schema.
         """
         if not self.is_marked():
-            write_json(self.marker, MARK)
+            write_json(self.marker, {"format": "adir results", "schema": SCHEMA})
 
     def is_marked(self) -> bool:
         """Return whether the folder has the marker file.
