@@ -248,6 +248,17 @@ def test_a_changed_submission_is_refused(submission: Path, tmp_path: Path, what:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_changed_plan_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    put(tmp_path / "runs", [made_record()])
+    plan = put_plan(tmp_path / "runs", [made_record()], "az", {})
+    assert submit(tmp_path / "runs", False, tmp_path / "mine.zip") == 0
+    name = f"grids/{plan.name}"
+    repack(tmp_path / "mine.zip", lambda m, _: m.update({name: m[name] + b" "}), honest=False)
+    with pytest.raises(InputError, match=rf"mine\.zip: {name} does not have the size") as raised:
+        load_board(tmp_path / "mine.zip")
+    assert str(raised.value).count("mine.zip") == 1
+
+
 WRONG = {
     "no JSON": (lambda m: m.update({a_record(m): b"{"}), "invalid JSON"),
     "NaN": (

@@ -138,8 +138,9 @@ class Archive:
         """
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["plan"]:
+                content = self.content(archive, name)
                 try:
-                    yield name, plan_cells(json_value(self.content(archive, name)))
+                    yield name, plan_cells(json_value(content))
                 except ValueError as error:
                     raise InputError(
                         f"{self.path}: {name} is invalid ({error}); ask the sender for a valid "
