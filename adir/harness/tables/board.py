@@ -285,8 +285,10 @@ def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], lis
         numbers = {setting: setting_order(told.get(setting, {})) for setting in alike}
         ordered += [alike[setting] for setting in sorted(alike, key=numbers.__getitem__)]
     if several_bases and not notes and not all(row.axes["setting"] for row in rows):
-        firsts = [same[0] for same in grouped((row.base, row) for row in rows).values()]
-        parts = {row.setting_hash: base_part(row.identity) for row in firsts}
+        parts = {
+            same[0].setting_hash: base_part(same[0].identity)
+            for same in grouped((row.base, row) for row in rows).values()
+        }
         notes.append(
             (
                 f"the rows have {len(parts)} configurations, which differ in {what_differs(parts)}",

@@ -134,20 +134,18 @@ def lead(board: Board, row: Row) -> list[str]:
     setting = axes["setting"] or (f"#{axes['variant']}" if axes["variant"] else "")
     n = max((e.n for e in row.estimates.values()), default=0)
     task = axes["task"] + (f" (σ {row.sigma_y:g})" if row.sigma_y is not None else "")
-    extra = [axes[name] or "–" for name in board.shown] + [
-        short_prior(row.trained_on)
-    ] * tells_priors(board)
-    mode = [
+    calls = row.evaluations if shows_evaluations(board) else ()
+    texts = [
+        task,
+        *(axes[name] or "–" for name in board.shown),
+        *[short_prior(row.trained_on)] * tells_priors(board),
         f"{axes['adaptation']} {setting}".strip(),
         "–" if axes["k"] is None else str(axes["k"]),
         axes["adapter"] or "–",
+        str(n) if row.have == row.expected else f"{row.have}/{row.expected}",
+        *("–" if mean is None else f"{mean:.4g}" for mean in calls),
     ]
-    count = str(n) if row.have == row.expected else f"{row.have}/{row.expected}"
-    calls = [
-        "–" if n is None else f"{n:.4g}"
-        for n in (row.evaluations if shows_evaluations(board) else ())
-    ]
-    return [tidy(text) for text in (task, *extra, *mode, count, *calls)]
+    return [tidy(text) for text in texts]
 
 
 def cells(

@@ -138,12 +138,11 @@ def closest(
     Only rows with the task and mode of `wanted`, a row of the published table, are considered. Of
     equally close rows, the first is returned. If there is no such row, return (None, []).
     """
-    candidates = [
-        row
+    judged = [
+        (row, departures_of(conditions, wanted["adaptation"], row))
         for row in rows
         if all(row.axes[axis] == wanted[axis] for axis in ("task", "adaptation"))
     ]
-    judged = [(row, departures_of(conditions, wanted["adaptation"], row)) for row in candidates]
     return min(judged, key=lambda pair: len(pair[1]), default=(None, []))
 
 
