@@ -4,10 +4,11 @@ The helpers count steps, draw noise, convert value ranges, validate settings, an
 sampler does not support a backbone or a task.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -221,24 +222,32 @@ def finite(x: Tensor) -> Tensor:
     return torch.isfinite(x).flatten(1).all(1)
 
 
-def restore_separately(
-    restore_one: Callable[[Tensor, list[torch.Generator]], Restoration],
-    y: Tensor,
-    generators: list[torch.Generator],
-) -> Restoration:
-    """Return the restoration of y (B, C, h, w), with each image restored on its own.
+Restore = TypeVar("Restore", bound=Callable[..., Restoration])
 
-    `restore_one` receives one image (1, C, h, w) and a list with its generator. This function is
-    for methods whose rounding or noise would otherwise depend on the other images of the batch.
+
+def separately(restore: Restore) -> Restore:
+    """Decorate a sampler's `restore` or `restore_steered`, so that it restores images one by one.
+
+    The decorated method accepts a batch. The method itself is called once per image, with y of
+    shape (1, C, h, w) and lists of one entry. The decorator is for methods whose rounding or noise
+    would otherwise depend on the other images of the batch.
     """
-    results = [restore_one(y[b : b + 1], [noise]) for b, noise in enumerate(generators)]
-    return Restoration(
-        torch.cat([one.x_hat for one in results]),
-        [one.capped_steps[0] for one in results],
-        [one.errors[0] for one in results],
-        results[0].network_evaluations,
-        results[0].gradient_evaluations,
-    )
+
+    @functools.wraps(restore)
+    def one_by_one(self: Any, backbone: Any, operator: Any, y: Tensor, *lists: Any) -> Restoration:
+        results = [
+            restore(self, backbone, operator, y[b : b + 1], *([one] for one in of_image))
+            for b, of_image in enumerate(zip(*lists, strict=True))
+        ]
+        return Restoration(
+            torch.cat([one.x_hat for one in results]),
+            [one.capped_steps[0] for one in results],
+            [one.errors[0] for one in results],
+            results[0].network_evaluations,
+            results[0].gradient_evaluations,
+        )
+
+    return cast(Restore, one_by_one)
 
 
 def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:

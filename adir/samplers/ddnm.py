@@ -20,7 +20,7 @@ from adir.samplers.base import (
     noise_level,
     require_steps,
     require_unit_interval,
-    restore_separately,
+    separately,
 )
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import full_svd
@@ -97,6 +97,7 @@ class DDNM:
         require_steps(self.n_steps)
         require_unit_interval(eta=self.eta)
 
+    @separately
     @torch.no_grad()
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
@@ -108,33 +109,25 @@ class DDNM:
         sigma_y = 2 * noise_level(operator)  # of images in [-1, 1]
         physics = full_svd(operator, y.dtype, y.device, sigma_y / 2)
         schedule = backbone.schedule.respaced(self.n_steps)
-
-        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch = StepCounter(y)
-            x_t = draw_noise(operator.image_shape, generators, y)
-            for i in reversed(range(len(schedule))):
-                ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
-                eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
-                x0 = predict_x0(x_t, eps, ab)
-                gain, fresh, kept = range_space_factors(
-                    physics.mask,
-                    float(ab_prev.sqrt()),
-                    float((1 - ab_prev).sqrt()),
-                    sigma_y,
-                    self.eta,
-                )
-                x_t = ab_prev.sqrt() * (
-                    x0 + physics.V(gain * physics.U_adjoint(y - operator.A(x0)))
-                )
-                if i > 0:
-                    z = draw_noise(operator.image_shape, generators, y)
-                    x_t = x_t + physics.V(
-                        fresh * physics.V_adjoint(z) + kept * physics.V_adjoint(eps)
-                    )
-                watch.step(x_t)
-            return watch.finish(x_t, "raise n_steps", len(schedule))
-
-        return restore_separately(restore_one, y, generators)
+        watch = StepCounter(y)
+        x_t = draw_noise(operator.image_shape, generators, y)
+        for i in reversed(range(len(schedule))):
+            ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
+            eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
+            x0 = predict_x0(x_t, eps, ab)
+            gain, fresh, kept = range_space_factors(
+                physics.mask,
+                float(ab_prev.sqrt()),
+                float((1 - ab_prev).sqrt()),
+                sigma_y,
+                self.eta,
+            )
+            x_t = ab_prev.sqrt() * (x0 + physics.V(gain * physics.U_adjoint(y - operator.A(x0))))
+            if i > 0:
+                z = draw_noise(operator.image_shape, generators, y)
+                x_t = x_t + physics.V(fresh * physics.V_adjoint(z) + kept * physics.V_adjoint(eps))
+            watch.step(x_t)
+        return watch.finish(x_t, "raise n_steps", len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -19,7 +19,7 @@ from adir.samplers.base import (
     draw_noise,
     needs_pixels,
     require_steps,
-    restore_separately,
+    separately,
 )
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
@@ -92,6 +92,7 @@ class DDPG:
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
 
+    @separately
     @torch.no_grad()
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
@@ -102,32 +103,27 @@ class DDPG:
         noisy = operator.sigma_y > 0
         zeta = self.zeta_noisy if noisy else self.zeta
         eta = max(LEAST_ETA, self.eta_tilde * operator.sigma_y**2)
-
-        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch = StepCounter(y)
-            x_t = draw_noise(operator.image_shape, generators, y)
-            for i in reversed(range(len(schedule))):
-                ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
-                eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
-                x0_hat = predict_x0(x_t, eps, ab)
-                delta = float(ab_prev**self.gamma) if noisy else 0.0
-                guidance = preconditioned_guidance(
-                    physics, operator.A(x0_hat) - y, delta, eta, self.step_scale
+        watch = StepCounter(y)
+        x_t = draw_noise(operator.image_shape, generators, y)
+        for i in reversed(range(len(schedule))):
+            ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
+            eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
+            x0_hat = predict_x0(x_t, eps, ab)
+            delta = float(ab_prev**self.gamma) if noisy else 0.0
+            guidance = preconditioned_guidance(
+                physics, operator.A(x0_hat) - y, delta, eta, self.step_scale
+            )
+            x0_guided = x0_hat - (float((1 - ab_prev) / (1 - ab)) if noisy else 1.0) * guidance
+            if i > 0:
+                eps_guided = (x_t - ab.sqrt() * x0_guided) / (1 - ab).sqrt()
+                fresh = draw_noise(operator.image_shape, generators, y)
+                mixed = (
+                    zeta**0.5 * fresh + (delta if noisy else 1.0) * (1 - zeta) ** 0.5 * eps_guided
                 )
-                x0_guided = x0_hat - (float((1 - ab_prev) / (1 - ab)) if noisy else 1.0) * guidance
-                if i > 0:
-                    eps_guided = (x_t - ab.sqrt() * x0_guided) / (1 - ab).sqrt()
-                    fresh = draw_noise(operator.image_shape, generators, y)
-                    mixed = (
-                        zeta**0.5 * fresh
-                        + (delta if noisy else 1.0) * (1 - zeta) ** 0.5 * eps_guided
-                    )
-                    x_t = ab_prev.sqrt() * x0_guided + (1 - ab_prev).sqrt() * mixed
-                watch.step(x0_guided)
-            x_hat = x0_hat if noisy else x0_guided
-            return watch.finish(x_hat, "lower zeta, or raise eta_tilde", len(schedule))
-
-        return restore_separately(restore_one, y, generators)
+                x_t = ab_prev.sqrt() * x0_guided + (1 - ab_prev).sqrt() * mixed
+            watch.step(x0_guided)
+        x_hat = x0_hat if noisy else x0_guided
+        return watch.finish(x_hat, "lower zeta, or raise eta_tilde", len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

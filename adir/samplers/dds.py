@@ -23,7 +23,7 @@ from adir.samplers.base import (
     needs_pixels,
     require_steps,
     require_unit_interval,
-    restore_separately,
+    separately,
 )
 from adir.tasks.base import LinearOperator, Task
 
@@ -163,6 +163,7 @@ class DDS:
         """
         return self._sample(backbone, operator, y, generators, None)
 
+    @separately
     def restore_steered(
         self,
         backbone: Denoiser,
@@ -178,12 +179,7 @@ class DDS:
         direction of the DDIM step uses eps of the untuned network. The random noise is the same as
         in `restore`.
         """
-        order = iter(steering)
-        return restore_separately(
-            lambda y, noise: self._sample(backbone, operator, y, noise, next(order)),
-            y,
-            generators,
-        )
+        return self._sample(backbone, operator, y, generators, steering[0])
 
     @torch.no_grad()
     def _sample(

@@ -8,7 +8,6 @@ the library. Tests compare the results with the same calls made by hand.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import deepinv
@@ -27,7 +26,7 @@ from adir.samplers.base import (
     needs_pixels,
     noise_level,
     require_steps,
-    restore_separately,
+    separately,
 )
 from adir.samplers.svd import as_physics, full_svd, has_full_svd
 from adir.tasks.base import Task
@@ -79,6 +78,13 @@ class BackboneDenoiser(deepinv.models.Denoiser):
         x0_hat = (noisy - std * eps).clamp(-1, 1)
         return ((x0_hat + 1) / 2).to(x.dtype)
 
+    def finish(self, x: Tensor, y: Tensor, remedy: str) -> Restoration:
+        """Return the `Restoration` of y (1, C, h, w), given the restored image x in [0, 1].
+
+        For `remedy` see `StepCounter.finish`.
+        """
+        return StepCounter(y).finish(2 * x - 1, remedy, self.evaluations, self.gradient_evaluations)
+
 
 class ImageNoise(TorchFunctionMode):
     """Context manager under which torch draws normal noise from one CPU generator.
@@ -115,38 +121,6 @@ class ImageNoise(TorchFunctionMode):
         return torch.randn(tuple(shape), generator=self.generator, dtype=dtype).to(device)
 
 
-def restored_by(
-    make: Callable[[BackboneDenoiser], Callable[[Tensor], Tensor]],
-    backbone: Denoiser,
-    operator: Operator,
-    y: Tensor,
-    generators: list[torch.Generator],
-    remedy: str,
-) -> Restoration:
-    """Return the restoration of y (B, C, h, w), computed by a sampler of deepinv.
-
-    Args:
-        make: builds the sampler for a denoiser. The sampler maps y (1, C, h, w), the measurement of
-            an image in [0, 1], to the restored image in [0, 1].
-        backbone: the denoiser that the sampler calls.
-        operator: A, for images of one shape.
-        y: measurements of images in [-1, 1].
-        generators: one CPU generator per image.
-        remedy: advice at the end of a failed image's error message.
-    """
-
-    def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-        denoiser = BackboneDenoiser(backbone)
-        sampler = make(denoiser)
-        with ImageNoise(generators[0]):
-            x = sampler(in_unit_range(operator, y))
-        return StepCounter(y).finish(
-            2 * x - 1, remedy, denoiser.evaluations, denoiser.gradient_evaluations
-        )
-
-    return restore_separately(restore_one, y, generators)
-
-
 @dataclass(frozen=True)
 class DPS:
     """Sampler for diffusion posterior sampling (Chung et al., 2023).
@@ -179,6 +153,7 @@ class DPS:
                 f"unknown guidance {self.guidance!r}; choose one of {', '.join(get_args(Guidance))}"
             )
 
+    @separately
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
@@ -187,17 +162,17 @@ class DPS:
         physics = as_physics(operator.build(torch.float32).to(y.device))
         physics.set_noise_model(GaussianNoise(noise_level(operator)).to(y.device))
 
-        def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
-            sampler = deepinv.sampling.DPS(
-                denoiser,
-                num_steps=self.n_steps + 1,  # deepinv counts times, and the last time is 0
-                weight=weight,
-                guidance=self.guidance,
-                device=y.device,
-            )
-            return partial(sampler, physics=physics, x_init=(1, *operator.image_shape))
-
-        return restored_by(make, backbone, operator, y, generators, "lower weight")
+        denoiser = BackboneDenoiser(backbone)
+        sampler = deepinv.sampling.DPS(
+            denoiser,
+            num_steps=self.n_steps + 1,  # deepinv counts times, and the last time is 0
+            weight=weight,
+            guidance=self.guidance,
+            device=y.device,
+        )
+        with ImageNoise(generators[0]):
+            x = sampler(in_unit_range(operator, y), physics, x_init=(1, *operator.image_shape))
+        return denoiser.finish(x, y, "lower weight")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.
@@ -233,19 +208,18 @@ class DDRM:
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
 
+    @separately
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         physics = full_svd(operator, torch.float32, y.device, noise_level(operator))
-
-        def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
-            sigmas = np.linspace(1, 0, self.n_steps)
-            return partial(
-                deepinv.sampling.DDRM(denoiser, sigmas, self.eta, self.etab), physics=physics
-            )
-
-        return restored_by(make, backbone, operator, y, generators, "change n_steps or eta")
+        denoiser = BackboneDenoiser(backbone)
+        sigmas = np.linspace(1, 0, self.n_steps)
+        sampler = deepinv.sampling.DDRM(denoiser, sigmas, self.eta, self.etab)
+        with ImageNoise(generators[0]):
+            x = sampler(in_unit_range(operator, y), physics)
+        return denoiser.finish(x, y, "change n_steps or eta")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -21,7 +21,7 @@ from adir.samplers.base import (
     noise_level,
     require_steps,
     require_unit_interval,
-    restore_separately,
+    separately,
 )
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
@@ -80,6 +80,7 @@ class DiffPIR:
             raise ValueError(f"lambda_={self.lambda_!r}: a positive number is needed")
         require_unit_interval(zeta=self.zeta)
 
+    @separately
     @torch.no_grad()
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
@@ -91,29 +92,25 @@ class DiffPIR:
         physics = full_svd(operator, torch.float64, y.device, sigma_y)
         schedule = backbone.schedule
         steps = quadratic_steps(self.n_steps, len(schedule))
-
-        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch = StepCounter(y)
-            x_t = draw_noise(operator.image_shape, generators, y)
-            for k, i in enumerate(steps):
-                ab = schedule.alpha_bar[i]
-                eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
-                x0 = predict_x0(x_t, eps, ab).clamp(-1, 1)
-                watch.step(x0)
-                if k + 1 == len(steps):
-                    break
-                rho = float(self.lambda_ * sigma_y**2 * ab / (1 - ab))
-                x0 = (x0 + back_projection(physics, y.double() - physics.A(x0.double()), rho)).to(
-                    y.dtype
-                )
-                eps = (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
-                ab_prev = schedule.alpha_bar[steps[k + 1]]
-                z = draw_noise(operator.image_shape, generators, y)
-                noise = (1 - self.zeta) ** 0.5 * eps + self.zeta**0.5 * z
-                x_t = ab_prev.sqrt() * x0 + (1 - ab_prev).sqrt() * noise
-            return watch.finish(x0, "raise lambda_ or zeta", len(steps))
-
-        return restore_separately(restore_one, y, generators)
+        watch = StepCounter(y)
+        x_t = draw_noise(operator.image_shape, generators, y)
+        for k, i in enumerate(steps):
+            ab = schedule.alpha_bar[i]
+            eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
+            x0 = predict_x0(x_t, eps, ab).clamp(-1, 1)
+            watch.step(x0)
+            if k + 1 == len(steps):
+                break
+            rho = float(self.lambda_ * sigma_y**2 * ab / (1 - ab))
+            x0 = (x0 + back_projection(physics, y.double() - physics.A(x0.double()), rho)).to(
+                y.dtype
+            )
+            eps = (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
+            ab_prev = schedule.alpha_bar[steps[k + 1]]
+            z = draw_noise(operator.image_shape, generators, y)
+            noise = (1 - self.zeta) ** 0.5 * eps + self.zeta**0.5 * z
+            x_t = ab_prev.sqrt() * x0 + (1 - ab_prev).sqrt() * noise
+        return watch.finish(x0, "raise lambda_ or zeta", len(steps))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -16,7 +16,7 @@ from adir.samplers.base import (
     Restoration,
     StepCounter,
     needs_pixels,
-    restore_separately,
+    separately,
 )
 from adir.tasks.base import LinearOperator, Task
 
@@ -80,6 +80,7 @@ class Direct:
                 f"unknown direct method {self.name!r}; choose one of {', '.join(self.METHODS)}"
             )
 
+    @separately
     @torch.no_grad()
     def restore(
         self,
@@ -89,12 +90,8 @@ class Direct:
         generators: list[torch.Generator],
     ) -> Restoration:
         """Return the restoration of y (B, C, h, w)."""
-        method = self.METHODS[self.name]
-        return restore_separately(
-            lambda y, _: StepCounter(y).finish(method(operator, y), "check the values of y", 0),
-            y,
-            generators,
-        )
+        x_hat = self.METHODS[self.name](operator, y)
+        return StepCounter(y).finish(x_hat, "check the values of y", 0)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -17,7 +17,7 @@ from adir.samplers.base import (
     draw_noise,
     needs_pixels,
     require_steps,
-    restore_separately,
+    separately,
 )
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
@@ -124,6 +124,7 @@ class DMSP:
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
 
+    @separately
     @torch.no_grad()
     def restore(
         self,
@@ -135,31 +136,27 @@ class DMSP:
         """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         sigma_net, sigma_y = self.sigma_net / 255, operator.sigma_y / 2
         known, trace = energy(operator)
-
-        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch, denoiser = StepCounter(y), BackboneDenoiser(backbone)
-            start = upsampled if operator.y_shape == operator.image_shape else scaled_adjoint
-            x = (start(operator, y) + 1) / 2
-            step = torch.zeros_like(x)
-            for _ in range(self.n_steps):
-                # y belongs to an image in [-1, 1], whose residual is twice the one in [0, 1].
-                residual = (operator.A(2 * x - 1) - y) / 2
-                precision = (
-                    1 / sigma_y**2
-                    if sigma_y > 0
-                    else blind_precision(known, trace, residual, sigma_net)
-                )
-                denoised = denoiser(
-                    x + sigma_net * draw_noise(operator.image_shape, generators, y), sigma_net
-                )
-                weight = data_weight(precision, sigma_net)
-                x, step = mean_shift_step(
-                    x, denoised, operator.A_adjoint(residual), step, weight, self.alpha, self.mu
-                )
-                watch.step(x)
-            return watch.finish(2 * x - 1, "lower alpha", denoiser.evaluations)
-
-        return restore_separately(restore_one, y, generators)
+        watch, denoiser = StepCounter(y), BackboneDenoiser(backbone)
+        start = upsampled if operator.y_shape == operator.image_shape else scaled_adjoint
+        x = (start(operator, y) + 1) / 2
+        step = torch.zeros_like(x)
+        for _ in range(self.n_steps):
+            # y belongs to an image in [-1, 1], whose residual is twice the one in [0, 1].
+            residual = (operator.A(2 * x - 1) - y) / 2
+            precision = (
+                1 / sigma_y**2
+                if sigma_y > 0
+                else blind_precision(known, trace, residual, sigma_net)
+            )
+            denoised = denoiser(
+                x + sigma_net * draw_noise(operator.image_shape, generators, y), sigma_net
+            )
+            weight = data_weight(precision, sigma_net)
+            x, step = mean_shift_step(
+                x, denoised, operator.A_adjoint(residual), step, weight, self.alpha, self.mu
+            )
+            watch.step(x)
+        return watch.finish(2 * x - 1, "lower alpha", denoiser.evaluations)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -1,14 +1,13 @@
 """Editing with Stable Diffusion's inpainting model, equivalent to diffusers' pipeline."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from adir.backbones.stable_diffusion import StableDiffusionInpaint
-from adir.samplers.base import Adaptation, Restoration, StepCounter, draw_noise, restore_separately
+from adir.samplers.base import Adaptation, Restoration, StepCounter, draw_noise, separately
 from adir.samplers.latent import (
     REMEDY,
     require_options,
@@ -49,6 +48,8 @@ class InpaintingSampler:
     def __post_init__(self) -> None:
         require_options(self.n_steps, self.guidance_scale, self.eta)
 
+    @separately
+    @torch.no_grad()
     def restore(
         self,
         backbone: StableDiffusionInpaint,
@@ -64,17 +65,6 @@ class InpaintingSampler:
             InputError: if y has values outside [-1, 1].
         """
         require_range(y, self.name)
-        restore_one = partial(self._restore_one, backbone, operator)
-        return restore_separately(restore_one, y, generators)
-
-    @torch.no_grad()
-    def _restore_one(
-        self,
-        backbone: StableDiffusionInpaint,
-        operator: EditOperator,
-        y: Tensor,
-        generators: list[torch.Generator],
-    ) -> Restoration:
         watch = StepCounter(y)
         shape = backbone.latent_shape(operator.image_shape)
         noise = draw_noise(shape, generators, y)
@@ -84,9 +74,16 @@ class InpaintingSampler:
         away = unconditional_text(
             backbone, operator.prompt, self.negative_prompt, self.guidance_scale
         )
-        options = self.guidance_scale, self.n_steps, self.eta
         latent, evaluations = sample_latent(
-            backbone, noise, condition, away, *options, generators[0], watch
+            backbone,
+            noise,
+            condition,
+            away,
+            self.guidance_scale,
+            self.n_steps,
+            self.eta,
+            generators[0],
+            watch,
         )
         x_hat = backbone.decode(latent)
         if self.paste:

@@ -9,7 +9,6 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +24,7 @@ from adir.samplers.base import (
     StepCounter,
     draw_noise,
     require_steps,
-    restore_separately,
+    separately,
 )
 from adir.tasks.base import LinearOperator, Task
 
@@ -221,6 +220,8 @@ class UpscalerSampler:
                 "is needed"
             )
 
+    @separately
+    @torch.no_grad()
     def restore(
         self,
         backbone: StableDiffusionX4,
@@ -242,17 +243,6 @@ class UpscalerSampler:
                 f"noise_level={self.noise_level}: backbone {backbone.name} accepts levels from 0 "
                 f"to {backbone.max_noise_level}"
             )
-        restore_one = partial(self._restore_one, backbone, operator)
-        return restore_separately(restore_one, y, generators)
-
-    @torch.no_grad()
-    def _restore_one(
-        self,
-        backbone: StableDiffusionX4,
-        operator: LinearOperator,
-        y: Tensor,
-        generators: list[torch.Generator],
-    ) -> Restoration:
         watch = StepCounter(y)
         low_noise = draw_noise(tuple(y.shape[1:]), generators, y)
         noise = draw_noise(backbone.latent_shape(operator.image_shape), generators, y)
@@ -260,9 +250,17 @@ class UpscalerSampler:
         condition = backbone.condition(y, low_noise, level, [self.prompt])
         correct = self._towards(backbone, operator, y) if self.measurement_scale else None
         away = unconditional_text(backbone, self.prompt, self.negative_prompt, self.guidance_scale)
-        options = self.guidance_scale, self.n_steps, self.eta
         latent, evaluations = sample_latent(
-            backbone, noise, condition, away, *options, generators[0], watch, correct
+            backbone,
+            noise,
+            condition,
+            away,
+            self.guidance_scale,
+            self.n_steps,
+            self.eta,
+            generators[0],
+            watch,
+            correct,
         )
         return watch.finish(backbone.decode(latent), REMEDY, evaluations)
 

@@ -7,9 +7,7 @@ differs from the paper in two ways. First, deepinv sets the prior variance to 1 
 while the paper adds r_t^2 times the score to a DDIM step.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -29,14 +27,15 @@ from adir.samplers.base import (
     Restoration,
     StepCounter,
     draw_noise,
+    in_unit_range,
     needs_pixels,
     noise_level,
     require_steps,
     require_unit_interval,
-    restore_separately,
+    separately,
 )
 from adir.samplers.dds import ddim_step
-from adir.samplers.deepinv_samplers import BackboneDenoiser, needs_svd, restored_by
+from adir.samplers.deepinv_samplers import BackboneDenoiser, ImageNoise, needs_svd
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.base import Task
 from adir.tasks.operators import Operator
@@ -79,6 +78,7 @@ class PiGDM:
         require_steps(self.n_steps)
         require_unit_interval(eta=self.eta)
 
+    @separately
     @torch.no_grad()
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
@@ -87,33 +87,25 @@ class PiGDM:
         sigma_y = 2 * noise_level(operator)  # of images in [-1, 1]
         physics = full_svd(operator, y.dtype, y.device, sigma_y / 2)
         schedule = backbone.schedule.respaced(self.n_steps)
-
-        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch = StepCounter(y)
-            x_t = draw_noise(operator.image_shape, generators, y)
-            for i in reversed(range(len(schedule))):
-                ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
-                with torch.enable_grad():
-                    x_t.requires_grad_()
-                    eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
-                    x0 = predict_x0(x_t, eps, ab)
-                towards = back_projection(
-                    physics, y - operator.A(x0.detach()), sigma_y**2 / float(1 - ab)
-                )
-                (g,) = torch.autograd.grad(x0, x_t, towards)
-                z = (
-                    draw_noise(operator.image_shape, generators, y)
-                    if i > 0 and self.eta > 0
-                    else None
-                )
-                x_t = (
-                    ddim_step(x0.detach(), eps.detach(), ab, ab_prev, self.eta, z)
-                    + (ab_prev * ab).sqrt() * g
-                )
-                watch.step(x_t)
-            return watch.finish(x_t, "raise n_steps", len(schedule), len(schedule))
-
-        return restore_separately(restore_one, y, generators)
+        watch = StepCounter(y)
+        x_t = draw_noise(operator.image_shape, generators, y)
+        for i in reversed(range(len(schedule))):
+            ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
+            with torch.enable_grad():
+                x_t.requires_grad_()
+                eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
+                x0 = predict_x0(x_t, eps, ab)
+            towards = back_projection(
+                physics, y - operator.A(x0.detach()), sigma_y**2 / float(1 - ab)
+            )
+            (g,) = torch.autograd.grad(x0, x_t, towards)
+            z = draw_noise(operator.image_shape, generators, y) if i > 0 and self.eta > 0 else None
+            x_t = (
+                ddim_step(x0.detach(), eps.detach(), ab, ab_prev, self.eta, z)
+                + (ab_prev * ab).sqrt() * g
+            )
+            watch.step(x_t)
+        return watch.finish(x_t, "raise n_steps", len(schedule), len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.
@@ -183,6 +175,8 @@ class DataTermSampler:
             )
         require_steps(self.n_steps)
 
+    @separately
+    @torch.no_grad()
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
@@ -194,25 +188,22 @@ class DataTermSampler:
             "ilvr": lambda: NoisedMeasurement("A_dagger", self.weight),
         }[self.name]()
         physics = full_svd(operator, torch.float64, y.device, noise_level(operator))
-
-        @torch.no_grad()
-        def sample(denoiser: BackboneDenoiser, y: Tensor) -> Tensor:
-            # deepinv counts times, and the last time is 0. DDPM's last step then ends at the
-            # denoised image.
-            times = torch.linspace(1, 0, self.n_steps + 1, dtype=torch.float64, device=y.device)
-            sampler = PosteriorDiffusion(
-                fidelity,
-                denoiser,
-                VariancePreservingDiffusion(alpha=1.0, device=y.device),
-                DDPMSolver(times),
-                device=y.device,
+        denoiser = BackboneDenoiser(backbone)
+        # deepinv counts times, and the last time is 0. DDPM's last step then ends at the denoised
+        # image.
+        times = torch.linspace(1, 0, self.n_steps + 1, dtype=torch.float64, device=y.device)
+        sampler = PosteriorDiffusion(
+            fidelity,
+            denoiser,
+            VariancePreservingDiffusion(alpha=1.0, device=y.device),
+            DDPMSolver(times),
+            device=y.device,
+        )
+        with ImageNoise(generators[0]):
+            x = sampler(
+                in_unit_range(operator, y).double(), physics, x_init=(1, *operator.image_shape)
             )
-            return sampler(y.double(), physics, x_init=(1, *operator.image_shape))
-
-        def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
-            return partial(sample, denoiser)
-
-        return restored_by(make, backbone, operator, y, generators, "lower weight")
+        return denoiser.finish(x, y, "lower weight")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

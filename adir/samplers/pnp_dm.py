@@ -18,7 +18,7 @@ from adir.samplers.base import (
     needs_pixels,
     noise_level,
     require_steps,
-    restore_separately,
+    separately,
 )
 from adir.samplers.daps import NoiseLevels
 from adir.samplers.deepinv_samplers import needs_svd
@@ -100,6 +100,7 @@ class PnPDM:
                 f"rho_decay_rate={self.rho_decay_rate!r}: a number above 0 and at most 1 is needed"
             )
 
+    @separately
     @torch.no_grad()
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
@@ -115,31 +116,28 @@ class PnPDM:
         n = max(1, self.n_steps // self.n_prior_steps)
         first = self.n_steps - (n - 1) * self.n_prior_steps
 
-        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            def noise() -> Tensor:
-                return draw_noise(operator.image_shape, generators, y)
+        def noise() -> Tensor:
+            return draw_noise(operator.image_shape, generators, y)
 
-            watch = StepCounter(y)
-            x = torch.zeros(1, *operator.image_shape, dtype=y.dtype, device=y.device)
-            for k in range(n):
-                rho = max(self.rho * self.rho_decay_rate ** (100 * k / n), self.rho_min)
-                start = levels.nearest(rho)
-                u = likelihood_step(physics, x, y, float(levels.sigma[start]), sigma_y, noise())
-                steps = levels.down_from(start, first if k == 0 else self.n_prior_steps)
-                for i, i_next in zip(steps, [*steps[1:], None], strict=True):
-                    t = timesteps[i].expand(1).to(y.device)
-                    u_t = alpha_bar[i].sqrt() * u
-                    x = predict_x0(u_t, backbone.predict(u_t, t).eps, alpha_bar[i])
-                    x = x.clamp(-1, 1) if self.clip_x0 else x
-                    if i_next is not None:
-                        # Draw the less noisy image given x and u, as in DDPM.
-                        sigma = levels.sigma[i_next]
-                        share = (sigma / levels.sigma[i]) ** 2
-                        u = x + share * (u - x) + sigma * (1 - share).sqrt() * noise()
-                watch.step(x)
-            return watch.finish(x, "raise rho_min", self.n_steps)
-
-        return restore_separately(restore_one, y, generators)
+        watch = StepCounter(y)
+        x = torch.zeros(1, *operator.image_shape, dtype=y.dtype, device=y.device)
+        for k in range(n):
+            rho = max(self.rho * self.rho_decay_rate ** (100 * k / n), self.rho_min)
+            start = levels.nearest(rho)
+            u = likelihood_step(physics, x, y, float(levels.sigma[start]), sigma_y, noise())
+            steps = levels.down_from(start, first if k == 0 else self.n_prior_steps)
+            for i, i_next in zip(steps, [*steps[1:], None], strict=True):
+                t = timesteps[i].expand(1).to(y.device)
+                u_t = alpha_bar[i].sqrt() * u
+                x = predict_x0(u_t, backbone.predict(u_t, t).eps, alpha_bar[i])
+                x = x.clamp(-1, 1) if self.clip_x0 else x
+                if i_next is not None:
+                    # Draw the less noisy image given x and u, as in DDPM.
+                    sigma = levels.sigma[i_next]
+                    share = (sigma / levels.sigma[i]) ** 2
+                    u = x + share * (u - x) + sigma * (1 - share).sqrt() * noise()
+            watch.step(x)
+        return watch.finish(x, "raise rho_min", self.n_steps)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -2,7 +2,7 @@
 
 import torch
 
-from adir.samplers.base import StepCounter, restore_separately
+from adir.samplers.base import StepCounter, separately
 
 NAN, INF = torch.nan, torch.inf
 
@@ -57,13 +57,14 @@ def test_images_restored_one_by_one_keep_their_places_and_generators():
         torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6, 7)
     ]
 
-    def restore_one(y, own):
+    @separately
+    def restore(self, backbone, operator, y, own):
         assert y.shape == (1, 3, 2, 2)
         watch = StepCounter(y)
         watch.step(y, torch.tensor(True))
         return watch.finish(y + torch.randn(3, 2, 2, generator=own[0]), "do this", 4, 3)
 
-    result = restore_separately(restore_one, batch(0, NAN, 2), generators)
+    result = restore(None, None, None, batch(0, NAN, 2), generators)
     assert torch.equal(result.x_hat[0], batch(0)[0] + expected[0])
     assert torch.equal(result.x_hat[2], batch(2)[0] + expected[2])
     assert result.x_hat[1].isnan().all() and result.errors == [
