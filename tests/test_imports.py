@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-    {"errors"},
+    {"errors", "checks"},
     {"files", "configuration", "environment"},
     {"images", "diffusion"},
     {"tasks", "weights", "data.sources"},

@@ -1,6 +1,5 @@
 """Few-shot fine-tuning of a backbone on a handful of images: settings and training."""
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from adir.adaptation.base import Adapter, Attached
 from adir.adaptation.crops import crop_side
 from adir.adaptation.examples import training_examples
 from adir.backbones.base import Backbone
+from adir.checks import require_positive, require_whole
 from adir.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -140,12 +140,9 @@ class FineTuning:
 
     def __post_init__(self) -> None:
         # Lightning would train without end if n_iterations were -1.
-        for what, least in (("n_iterations", 0), ("batch_size", 1), ("crop_size", 1)):
-            value = getattr(self, what)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{what}={value!r}: a whole number of at least {least} is needed")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate!r}: a positive number is needed")
+        require_whole(0, n_iterations=self.n_iterations)
+        require_whole(1, batch_size=self.batch_size, crop_size=self.crop_size)
+        require_positive(learning_rate=self.learning_rate)
 
     @property
     def n_extra_images(self) -> int:

@@ -30,6 +30,7 @@ from adir.adaptation.held_out import (
     split,
 )
 from adir.backbones.base import Backbone
+from adir.checks import require_whole
 from adir.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ class SafeFineTuning(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.warm_up, bool) or not isinstance(self.warm_up, int) or self.warm_up < 0:
-            raise ValueError(f"warm_up={self.warm_up!r}: a whole number of at least 0 is needed")
+        require_whole(0, warm_up=self.warm_up)
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay={self.decay!r}: a number above 0 and at most 1 is needed")
         if not 0 <= self.average < 1:

@@ -12,7 +12,6 @@ The adapter and Adam's moments are kept from one sampling step to the next, and 
 image is finished.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from adir.adaptation.base import Adapter, adapted
 from adir.adaptation.modes import Mode
+from adir.checks import require_not_negative, require_positive, require_whole
 
 
 def total_variation(x: Tensor) -> Tensor:
@@ -63,16 +63,10 @@ class SteerableConditional(Mode):
     tv_weight: float = 1e-6
 
     def __post_init__(self) -> None:
-        for what, least in (("every", 1), ("lowest", 0), ("n_iterations", 0)):
-            value = getattr(self, what)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{what}={value!r}: a whole number of at least {least} is needed")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate!r}: a positive number is needed")
-        if not 0 <= self.tv_weight < math.inf:
-            raise ValueError(
-                f"tv_weight={self.tv_weight!r}: a number that is not negative is needed"
-            )
+        require_whole(1, every=self.every)
+        require_whole(0, lowest=self.lowest, n_iterations=self.n_iterations)
+        require_positive(learning_rate=self.learning_rate)
+        require_not_negative(tv_weight=self.tv_weight)
 
     def is_due(self, i: int) -> bool:
         """Return whether the network is tuned at step i; step 0 is the last and cleanest."""

@@ -40,7 +40,6 @@ Dhariwal, 2018). deepinv's DDRM has the same effect if the SVD of A is real, bec
 FastADIR converges to the result of ADIR with eta = 0.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -48,6 +47,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser, Variance
+from adir.checks import require_choice, require_not_negative, require_unit_interval
 from adir.diffusion.guidance import back_projected, guided_step_size, relaxed_gradient
 from adir.diffusion.posterior import (
     ddim_coefficients,
@@ -59,12 +59,10 @@ from adir.diffusion.posterior import (
 from adir.diffusion.schedule import Schedule
 from adir.samplers.base import (
     Adaptation,
+    PixelSampler,
     Restoration,
     StepCounter,
     draw_noise,
-    needs_pixels,
-    require_steps,
-    require_unit_interval,
 )
 from adir.tasks.base import LinearOperator, Task
 
@@ -75,7 +73,7 @@ NOISY = (
 
 
 @dataclass(frozen=True)
-class ADIR:
+class ADIR(PixelSampler):
     """Sampler that runs Algorithm 1 and exposes its free parameters.
 
     The defaults are the paper's values if the paper states them. The files in conf/sampler/ have
@@ -116,20 +114,11 @@ class ADIR:
     back_projection: bool = False
 
     def __post_init__(self) -> None:
-        require_steps(self.n_steps)
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(
-                f"guidance_scale={self.guidance_scale!r}: a number that is not negative is needed"
-            )
+        super().__post_init__()
+        require_not_negative(guidance_scale=self.guidance_scale)
         require_unit_interval(eta=self.eta, temperature=self.temperature)
-        for what, choices in (
-            ("variance", get_args(Variance)),
-            ("measurement_level", ("mean", "current")),
-        ):
-            if getattr(self, what) not in choices:
-                raise ValueError(
-                    f"unknown {what} {getattr(self, what)!r}; choose one of {', '.join(choices)}"
-                )
+        require_choice("variance", self.variance, get_args(Variance))
+        require_choice("measurement_level", self.measurement_level, ("mean", "current"))
 
     @torch.no_grad()
     def restore(
@@ -193,7 +182,7 @@ class ADIR:
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are."""
-        reason = needs_pixels(self.name, backbone, task)
+        reason = super().not_applicable(backbone, task, mode)
         if reason is None and self.back_projection and task.sigma_y > 0:
             return NOISY.format(source=f"task {task.name}", level=task.sigma_y)
         return reason

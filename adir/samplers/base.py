@@ -1,7 +1,7 @@
 """Interface of samplers, and helpers that several samplers share.
 
-The helpers count steps, draw noise, convert value ranges, validate settings, and explain why a
-sampler does not support a backbone or a task.
+The helpers count steps, draw noise, convert value ranges, and explain why a sampler does not
+support a backbone or a task.
 """
 
 import functools
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adir.backbones.base import Backbone
+from adir.checks import require_whole
 from adir.tasks.base import LinearOperator, Task
 
 
@@ -307,14 +308,21 @@ def needs_pixels(name: str, backbone: Backbone, task: Task) -> str | None:
     return None
 
 
-def require_steps(n_steps: Any, least: int = 1) -> None:
-    """Raise ValueError unless n_steps is an integer of at least `least`."""
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
-        raise ValueError(f"n_steps={n_steps!r}: a whole number of at least {least} is needed")
+@dataclass(frozen=True)
+class PixelSampler:
+    """Base class of samplers that can run every linear task on a pixel backbone.
 
+    Attributes:
+        name: name in configurations, paths and tables.
+        n_steps: number of sampling steps.
+    """
 
-def require_unit_interval(**values: float) -> None:
-    """Raise ValueError for the first setting outside [0, 1]; keywords are the settings' names."""
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value!r}: a number from 0 to 1 is needed")
+    name: str
+    n_steps: int
+
+    def __post_init__(self) -> None:
+        require_whole(1, n_steps=self.n_steps)
+
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
+        """Return one line on why these arguments are not supported, or None if they are."""
+        return needs_pixels(self.name, backbone, task)

@@ -7,19 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
+from adir.checks import require_positive, require_unit_interval, require_whole
 from adir.diffusion.posterior import predict_x0
 from adir.diffusion.schedule import Schedule
 from adir.samplers.base import (
-    Adaptation,
+    PixelSampler,
     Restoration,
     StepCounter,
     draw_noise,
-    needs_pixels,
-    require_steps,
-    require_unit_interval,
 )
-from adir.tasks.base import LinearOperator, Task
+from adir.tasks.base import LinearOperator
 
 LOWEST = 0.01
 """Noise level towards which the levels of each probability flow are spaced.
@@ -82,7 +80,7 @@ def langevin_step(
 
 
 @dataclass(frozen=True)
-class DAPS:
+class DAPS(PixelSampler):
     """Sampler that runs the paper's Algorithm 1.
 
     At a noise level sigma, x is x0 plus noise of standard deviation sigma. The sampler takes three
@@ -129,19 +127,10 @@ class DAPS:
     clip_x0: bool = True
 
     def __post_init__(self) -> None:
-        require_steps(self.n_ode_steps)
-        require_steps(self.n_steps)
-        if (
-            isinstance(self.n_langevin, bool)
-            or not isinstance(self.n_langevin, int)
-            or self.n_langevin < 0
-        ):
-            raise ValueError(
-                f"n_langevin={self.n_langevin!r}: a whole number of at least 0 is needed"
-            )
-        for what in ("eta_0", "tau", "sigma_min"):
-            if not 0 < getattr(self, what) < math.inf:
-                raise ValueError(f"{what}={getattr(self, what)!r}: a positive number is needed")
+        super().__post_init__()
+        require_whole(1, n_ode_steps=self.n_ode_steps)
+        require_whole(0, n_langevin=self.n_langevin)
+        require_positive(eta_0=self.eta_0, tau=self.tau, sigma_min=self.sigma_min)
         require_unit_interval(delta=self.delta)
         if not self.sigma_min <= self.sigma_max < math.inf:
             raise ValueError(
@@ -195,10 +184,3 @@ class DAPS:
             if k + 1 < len(starts):
                 x = x0 + table[starts[k + 1]] * draw_noise(operator.image_shape, generators, y)
         return watch.finish(x0, "lower eta_0 or raise tau", self.n_steps)
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler can run every linear task on a pixel backbone.
-        """
-        return needs_pixels(self.name, backbone, task)

@@ -9,22 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
+from adir.checks import require_unit_interval
 from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
-    Adaptation,
     Restoration,
     StepCounter,
     draw_noise,
-    needs_pixels,
     noise_level,
-    require_steps,
-    require_unit_interval,
     separately,
 )
-from adir.samplers.deepinv_samplers import needs_svd
-from adir.samplers.svd import full_svd
-from adir.tasks.base import Task
+from adir.samplers.svd import SVDSampler, full_svd
 from adir.tasks.operators import Operator
 
 
@@ -66,7 +61,7 @@ def range_space_factors(
 
 
 @dataclass(frozen=True)
-class DDNM:
+class DDNM(SVDSampler):
     """Sampler that takes from y what A preserves, and the rest of the image from the network.
 
     The part of the image in the range of A^T comes from y, and the part in the null space of A from
@@ -94,7 +89,7 @@ class DDNM:
     eta: float = 0.85
 
     def __post_init__(self) -> None:
-        require_steps(self.n_steps)
+        super().__post_init__()
         require_unit_interval(eta=self.eta)
 
     @separately
@@ -128,11 +123,3 @@ class DDNM:
                 x_t = x_t + physics.V(fresh * physics.V_adjoint(z) + kept * physics.V_adjoint(eps))
             watch.step(x_t)
         return watch.finish(x_t, "raise n_steps", len(schedule))
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler needs a pixel backbone and an operator whose singular value decomposition is
-        known.
-        """
-        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

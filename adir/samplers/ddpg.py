@@ -10,20 +10,15 @@ import torch
 from deepinv.physics import DecomposablePhysics
 from torch import Tensor
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
 from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
-    Adaptation,
     Restoration,
     StepCounter,
     draw_noise,
-    needs_pixels,
-    require_steps,
     separately,
 )
-from adir.samplers.deepinv_samplers import needs_svd
-from adir.samplers.svd import back_projection, full_svd
-from adir.tasks.base import Task
+from adir.samplers.svd import SVDSampler, back_projection, full_svd
 from adir.tasks.operators import Operator
 
 LEAST_ETA = 1e-4
@@ -54,7 +49,7 @@ def preconditioned_guidance(
 
 
 @dataclass(frozen=True)
-class DDPG:
+class DDPG(SVDSampler):
     """Sampler of the paper, with the steps and names of the authors' functions/ddpg_scheme.py.
 
     Each step computes
@@ -89,9 +84,6 @@ class DDPG:
     eta_tilde: float = 0.7
     step_scale: float = 1.0
 
-    def __post_init__(self) -> None:
-        require_steps(self.n_steps)
-
     @separately
     @torch.no_grad()
     def restore(
@@ -124,10 +116,3 @@ class DDPG:
             watch.step(x0_guided)
         x_hat = x0_hat if noisy else x0_guided
         return watch.finish(x_hat, "lower zeta, or raise eta_tilde", len(schedule))
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler needs a pixel backbone and an operator whose A A^T can be inverted.
-        """
-        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

@@ -3,7 +3,6 @@
 Source: Chung, Lee and Ye, ICLR 2024, arXiv 2303.05754.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,20 +11,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
+from adir.checks import require_not_negative, require_unit_interval, require_whole
 from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
-    Adaptation,
+    PixelSampler,
     Restoration,
     Steered,
     StepCounter,
     draw_noise,
-    needs_pixels,
-    require_steps,
-    require_unit_interval,
     separately,
 )
-from adir.tasks.base import LinearOperator, Task
+from adir.tasks.base import LinearOperator
 
 
 def conjugate_gradients(
@@ -101,7 +98,7 @@ def differentiable_eps(backbone: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DDS:
+class DDS(PixelSampler):
     """Sampler that alternates a Tweedie estimate, conjugate gradients and a DDIM step.
 
     Conjugate gradients make the estimate consistent with y. Each step computes
@@ -137,18 +134,10 @@ class DDS:
     clip_x0: bool = False
 
     def __post_init__(self) -> None:
-        require_steps(self.n_steps)
+        super().__post_init__()
         require_unit_interval(eta=self.eta)
-        if not 0 <= self.gamma < math.inf:
-            raise ValueError(f"gamma={self.gamma!r}: a number that is not negative is needed")
-        if (
-            isinstance(self.n_cg_steps, bool)
-            or not isinstance(self.n_cg_steps, int)
-            or self.n_cg_steps < 0
-        ):
-            raise ValueError(
-                f"n_cg_steps={self.n_cg_steps!r}: a whole number of at least 0 is needed"
-            )
+        require_not_negative(gamma=self.gamma)
+        require_whole(0, n_cg_steps=self.n_cg_steps)
 
     def restore(
         self,
@@ -235,10 +224,3 @@ class DDS:
             )
             remedy += ", or the learning rate of the adaptation"
         return watch.finish(x0_hat, remedy, evaluations, gradients)
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler can run every linear task on a pixel backbone.
-        """
-        return needs_pixels(self.name, backbone, task)

@@ -17,19 +17,17 @@ from deepinv.physics import GaussianNoise
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
+from adir.checks import require_choice
 from adir.samplers.base import (
-    Adaptation,
+    PixelSampler,
     Restoration,
     StepCounter,
     in_unit_range,
-    needs_pixels,
     noise_level,
-    require_steps,
     separately,
 )
-from adir.samplers.svd import as_physics, full_svd, has_full_svd
-from adir.tasks.base import Task
+from adir.samplers.svd import SVDSampler, as_physics, full_svd
 from adir.tasks.operators import Operator
 
 Guidance = Literal["norm", "annealed"]
@@ -122,7 +120,7 @@ class ImageNoise(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class DPS:
+class DPS(PixelSampler):
     """Sampler for diffusion posterior sampling (Chung et al., 2023).
 
     It runs deepinv.sampling.DPS with deepinv's DDPM solver.
@@ -147,11 +145,8 @@ class DPS:
     guidance: Guidance = "norm"
 
     def __post_init__(self) -> None:
-        require_steps(self.n_steps)
-        if self.guidance not in get_args(Guidance):
-            raise ValueError(
-                f"unknown guidance {self.guidance!r}; choose one of {', '.join(get_args(Guidance))}"
-            )
+        super().__post_init__()
+        require_choice("guidance", self.guidance, get_args(Guidance))
 
     @separately
     def restore(
@@ -174,16 +169,9 @@ class DPS:
             x = sampler(in_unit_range(operator, y), physics, x_init=(1, *operator.image_shape))
         return denoiser.finish(x, y, "lower weight")
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler can run every linear task on a pixel backbone.
-        """
-        return needs_pixels(self.name, backbone, task)
-
 
 @dataclass(frozen=True)
-class DDRM:
+class DDRM(SVDSampler):
     """Sampler for denoising diffusion restoration models (Kawar et al., 2022), run by deepinv.
 
     deepinv.sampling.DDRM divides the noise that it adds by sqrt(2). This is right for Fourier
@@ -205,9 +193,6 @@ class DDRM:
     eta: float = 0.85
     etab: float = 1.0
 
-    def __post_init__(self) -> None:
-        require_steps(self.n_steps)
-
     @separately
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
@@ -220,21 +205,3 @@ class DDRM:
         with ImageNoise(generators[0]):
             x = sampler(in_unit_range(operator, y), physics)
         return denoiser.finish(x, y, "change n_steps or eta")
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler needs a pixel backbone and an operator whose singular value decomposition is
-        known.
-        """
-        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
-
-
-def needs_svd(name: str, backbone: Backbone, task: Task) -> str | None:
-    """Return why a sampler that needs singular values cannot run a task, or None if it can."""
-    if has_full_svd(task.operator((3, backbone.resolution, backbone.resolution)).physics):
-        return None
-    return (
-        f"sampler {name} needs the singular value decomposition of A, which is unknown for task "
-        f"{task.name}"
-    )

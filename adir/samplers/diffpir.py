@@ -3,29 +3,23 @@
 Source: Zhu et al., CVPR workshops 2023, arXiv 2305.08995.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
+from adir.checks import require_positive, require_unit_interval, require_whole
 from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
-    Adaptation,
     Restoration,
     StepCounter,
     draw_noise,
-    needs_pixels,
     noise_level,
-    require_steps,
-    require_unit_interval,
     separately,
 )
-from adir.samplers.deepinv_samplers import needs_svd
-from adir.samplers.svd import back_projection, full_svd
-from adir.tasks.base import Task
+from adir.samplers.svd import SVDSampler, back_projection, full_svd
 from adir.tasks.operators import Operator
 
 
@@ -39,7 +33,7 @@ def quadratic_steps(n_steps: int, length: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DiffPIR:
+class DiffPIR(SVDSampler):
     """Sampler that runs Algorithm 1 of the paper.
 
     Steps and units are as in the authors' main_ddpir_deblur.py. Each step computes
@@ -75,9 +69,8 @@ class DiffPIR:
     zeta: float = 0.1
 
     def __post_init__(self) -> None:
-        require_steps(self.n_steps, least=2)
-        if not 0 < self.lambda_ < math.inf:
-            raise ValueError(f"lambda_={self.lambda_!r}: a positive number is needed")
+        require_whole(2, n_steps=self.n_steps)
+        require_positive(lambda_=self.lambda_)
         require_unit_interval(zeta=self.zeta)
 
     @separately
@@ -111,11 +104,3 @@ class DiffPIR:
             noise = (1 - self.zeta) ** 0.5 * eps + self.zeta**0.5 * z
             x_t = ab_prev.sqrt() * x0 + (1 - ab_prev).sqrt() * noise
         return watch.finish(x0, "raise lambda_ or zeta", len(steps))
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler needs a pixel backbone. For an exact proximal step, it also needs an operator
-        whose singular value decomposition is known.
-        """
-        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

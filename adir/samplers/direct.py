@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
+from adir.checks import require_choice
 from adir.samplers.base import (
     Adaptation,
     Restoration,
@@ -75,10 +76,7 @@ class Direct:
     n_steps: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if self.name not in self.METHODS:
-            raise ValueError(
-                f"unknown direct method {self.name!r}; choose one of {', '.join(self.METHODS)}"
-            )
+        require_choice("direct method", self.name, self.METHODS)
 
     @separately
     @torch.no_grad()

@@ -9,19 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
 from adir.samplers.base import (
-    Adaptation,
+    PixelSampler,
     Restoration,
     StepCounter,
     draw_noise,
-    needs_pixels,
-    require_steps,
     separately,
 )
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
-from adir.tasks.base import LinearOperator, Task
+from adir.tasks.base import LinearOperator
 from adir.tasks.operators import Operator, SeparableDownsampling
 
 
@@ -98,7 +96,7 @@ def mean_shift_step(
 
 
 @dataclass(frozen=True)
-class DMSP:
+class DMSP(PixelSampler):
     """Sampler that extends the authors' DMSPDeblur.m to every linear operator.
 
     It minimises the data term plus the prior by gradient descent with momentum. It starts from y if
@@ -120,9 +118,6 @@ class DMSP:
     sigma_net: float = 11.0
     alpha: float = 0.1
     mu: float = 0.9
-
-    def __post_init__(self) -> None:
-        require_steps(self.n_steps)
 
     @separately
     @torch.no_grad()
@@ -157,10 +152,3 @@ class DMSP:
             )
             watch.step(x)
         return watch.finish(2 * x - 1, "lower alpha", denoiser.evaluations)
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler can run every linear task on a pixel backbone.
-        """
-        return needs_pixels(self.name, backbone, task)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.stable_diffusion import Condition, StableDiffusion, StableDiffusionX4
+from adir.checks import require_not_negative, require_unit_interval, require_whole
 from adir.diffusion.posterior import predict_x0
 from adir.diffusion.velocity import velocity
 from adir.errors import InputError
@@ -23,7 +24,6 @@ from adir.samplers.base import (
     Restoration,
     StepCounter,
     draw_noise,
-    require_steps,
     separately,
 )
 from adir.tasks.base import LinearOperator, Task
@@ -137,24 +137,13 @@ def alpha_bar_at(backbone: StableDiffusion, t: Tensor) -> Tensor:
 
 def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:
     """Raise ValueError unless n_steps, guidance_scale and eta are in range."""
-    require_steps(n_steps)
+    require_whole(1, n_steps=n_steps)
     if not 1 <= guidance_scale < math.inf:
         raise ValueError(
             f"guidance_scale={guidance_scale!r}: must be at least 1; 1 means no classifier-free "
             "guidance"
         )
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta!r}: a number from 0 (deterministic) to 1 is needed")
-
-
-def without_effect(prompt: str | None, negative_prompt: str, guidance_scale: float) -> bool:
-    """Return True if classifier-free guidance changes nothing.
-
-    The guided output is a + s (b - a), where s is guidance_scale, a is the output for
-    negative_prompt, and b is the output for prompt. It equals b if s = 1 or if the two prompts are
-    equal.
-    """
-    return guidance_scale == 1 or prompt == negative_prompt
+    require_unit_interval(eta=eta)
 
 
 def unconditional_text(
@@ -162,13 +151,12 @@ def unconditional_text(
 ) -> Tensor | None:
     """Return the embedding (1, L, D) of negative_prompt, or None if guidance changes nothing.
 
-    negative_prompt is the text that classifier-free guidance leads away from.
+    negative_prompt is the text that classifier-free guidance leads away from. The guided output is
+    a + s (b - a), where s is guidance_scale, a is the output for negative_prompt, and b is the
+    output for prompt. It equals b if s = 1 or if the two prompts are equal.
     """
-    return (
-        None
-        if without_effect(prompt, negative_prompt, guidance_scale)
-        else backbone.text([negative_prompt])
-    )
+    unchanged = guidance_scale == 1 or prompt == negative_prompt
+    return None if unchanged else backbone.text([negative_prompt])
 
 
 @dataclass(frozen=True)
@@ -206,19 +194,8 @@ class UpscalerSampler:
 
     def __post_init__(self) -> None:
         require_options(self.n_steps, self.guidance_scale, self.eta)
-        if (
-            isinstance(self.noise_level, bool)
-            or not isinstance(self.noise_level, int)
-            or self.noise_level < 0
-        ):
-            raise ValueError(
-                f"noise_level={self.noise_level!r}: a whole number that is not negative is needed"
-            )
-        if not 0 <= self.measurement_scale < math.inf:
-            raise ValueError(
-                f"measurement_scale={self.measurement_scale!r}: a number that is not negative "
-                "is needed"
-            )
+        require_whole(0, noise_level=self.noise_level)
+        require_not_negative(measurement_scale=self.measurement_scale)
 
     @separately
     @torch.no_grad()

@@ -21,6 +21,7 @@ from deepinv.sampling import (
 from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
+from adir.checks import require_choice, require_unit_interval
 from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
     Adaptation,
@@ -28,15 +29,12 @@ from adir.samplers.base import (
     StepCounter,
     draw_noise,
     in_unit_range,
-    needs_pixels,
     noise_level,
-    require_steps,
-    require_unit_interval,
     separately,
 )
 from adir.samplers.dds import ddim_step
-from adir.samplers.deepinv_samplers import BackboneDenoiser, ImageNoise, needs_svd
-from adir.samplers.svd import back_projection, full_svd
+from adir.samplers.deepinv_samplers import BackboneDenoiser, ImageNoise
+from adir.samplers.svd import SVDSampler, back_projection, full_svd
 from adir.tasks.base import Task
 from adir.tasks.operators import Operator
 
@@ -51,7 +49,7 @@ super-resolution.
 
 
 @dataclass(frozen=True)
-class PiGDM:
+class PiGDM(SVDSampler):
     """Sampler for pseudo-inverse guided diffusion (Song et al., ICLR 2023), Algorithm 1.
 
     It assumes x0 | x_t ~ N(x0_hat, r_t^2 I) with r_t^2 = 1 - ab. Each step computes
@@ -75,7 +73,7 @@ class PiGDM:
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        require_steps(self.n_steps)
+        super().__post_init__()
         require_unit_interval(eta=self.eta)
 
     @separately
@@ -107,13 +105,6 @@ class PiGDM:
             watch.step(x_t)
         return watch.finish(x_t, "raise n_steps", len(schedule), len(schedule))
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler needs a pixel backbone and an operator whose A A^T can be inverted.
-        """
-        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
-
 
 class NoisedMeasurement(ALDDataFidelity):
     """deepinv data term of the score SDE (lift="A_adjoint") or of ILVR (lift="A_dagger").
@@ -139,7 +130,7 @@ class NoisedMeasurement(ALDDataFidelity):
 
 
 @dataclass(frozen=True)
-class DataTermSampler:
+class DataTermSampler(SVDSampler):
     """DDPM sampler that adds to the score a data term, which compares y with A x_t.
 
     The data term does not contain the network, so nothing is backpropagated through the network.
@@ -169,11 +160,8 @@ class DataTermSampler:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(Likelihood):
-            raise ValueError(
-                f"unknown likelihood {self.name!r}; choose one of {', '.join(get_args(Likelihood))}"
-            )
-        require_steps(self.n_steps)
+        require_choice("likelihood", self.name, get_args(Likelihood))
+        super().__post_init__()
 
     @separately
     @torch.no_grad()
@@ -211,7 +199,7 @@ class DataTermSampler:
         The sampler needs a pixel backbone and an operator whose singular value decomposition is
         known. In addition, ILVR needs an A_dagger that does not amplify noise too much.
         """
-        reason = needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
+        reason = super().not_applicable(backbone, task, mode)
         if reason is None and self.name == "ilvr":
             operator = task.operator((3, backbone.resolution, backbone.resolution))
             s = full_svd(operator, torch.float64, torch.device("cpu"), noise_level(operator)).mask

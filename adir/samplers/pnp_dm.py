@@ -8,22 +8,18 @@ import torch
 from deepinv.physics import DecomposablePhysics
 from torch import Tensor
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
+from adir.checks import require_whole
 from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
-    Adaptation,
     Restoration,
     StepCounter,
     draw_noise,
-    needs_pixels,
     noise_level,
-    require_steps,
     separately,
 )
 from adir.samplers.daps import NoiseLevels
-from adir.samplers.deepinv_samplers import needs_svd
-from adir.samplers.svd import full_svd
-from adir.tasks.base import Task
+from adir.samplers.svd import SVDSampler, full_svd
 from adir.tasks.operators import Operator
 
 
@@ -50,7 +46,7 @@ def likelihood_step(
 
 
 @dataclass(frozen=True)
-class PnPDM:
+class PnPDM(SVDSampler):
     """Sampler that alternates between the data and the prior: the paper's Algorithm 1.
 
     Each iteration k draws, at a coupling rho_k that falls from rho to rho_min,
@@ -89,8 +85,8 @@ class PnPDM:
     clip_x0: bool = True
 
     def __post_init__(self) -> None:
-        require_steps(self.n_steps)
-        require_steps(self.n_prior_steps)
+        super().__post_init__()
+        require_whole(1, n_prior_steps=self.n_prior_steps)
         if not 0 < self.rho_min <= self.rho < math.inf:
             raise ValueError(
                 f"rho_min={self.rho_min!r}: a number above 0 and at most rho={self.rho!r} is needed"
@@ -138,11 +134,3 @@ class PnPDM:
                     u = x + share * (u - x) + sigma * (1 - share).sqrt() * noise()
             watch.step(x)
         return watch.finish(x, "raise rho_min", self.n_steps)
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler needs a pixel backbone and an operator whose singular value decomposition is
-        known.
-        """
-        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

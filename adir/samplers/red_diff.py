@@ -3,29 +3,27 @@
 Source: Mardani, Song, Kautz and Vahdat, ICLR 2024, arXiv 2305.04391.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adir.backbones.base import Backbone, Denoiser
+from adir.backbones.base import Denoiser
+from adir.checks import require_not_negative, require_positive
 from adir.diffusion.posterior import diffuse
 from adir.samplers.base import (
-    Adaptation,
+    PixelSampler,
     Restoration,
     StepCounter,
     draw_noise,
-    needs_pixels,
-    require_steps,
 )
 from adir.samplers.direct import scaled_adjoint
-from adir.tasks.base import LinearOperator, Task
+from adir.tasks.base import LinearOperator
 
 
 @dataclass(frozen=True)
-class REDDiff:
+class REDDiff(PixelSampler):
     """Sampler that optimises one image mu by stochastic steps: Algorithm 1 of the paper.
 
     It takes one step at each timestep t, from the noisiest to the cleanest:
@@ -53,11 +51,9 @@ class REDDiff:
     learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        require_steps(self.n_steps)
-        if not 0 <= self.lambda_ < math.inf:
-            raise ValueError(f"lambda_={self.lambda_!r}: a number that is not negative is needed")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate!r}: a positive number is needed")
+        super().__post_init__()
+        require_not_negative(lambda_=self.lambda_)
+        require_positive(learning_rate=self.learning_rate)
 
     @torch.no_grad()
     def restore(
@@ -85,10 +81,3 @@ class REDDiff:
             optimizer.step()
             watch.step(mu)
         return watch.finish(mu, "lower learning_rate", len(schedule))
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why these arguments are not supported, or None if they are.
-
-        The sampler can run every linear task on a pixel backbone.
-        """
-        return needs_pixels(self.name, backbone, task)

@@ -1,15 +1,19 @@
-"""Operators converted to the physics of deepinv, as deepinv's samplers require.
+"""Operators converted to the physics of deepinv, and the base class of samplers that need an SVD.
 
 `full_svd` returns a physics with its full singular value decomposition (SVD), and `as_physics` a
 physics without it.
 """
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from deepinv.physics import Decolorize, DecomposablePhysics, GaussianNoise, LinearPhysics
 from torch import Tensor, nn
 
+from adir.backbones.base import Backbone
+from adir.samplers.base import Adaptation, PixelSampler
+from adir.tasks.base import Task
 from adir.tasks.operators import CircularDownsampling, Operator, SeparableDownsampling
 
 
@@ -102,6 +106,22 @@ def has_full_svd(physics: nn.Module) -> bool:
     It supports all operators of this package.
     """
     return isinstance(physics, DecomposablePhysics | CircularDownsampling | SeparableDownsampling)
+
+
+@dataclass(frozen=True)
+class SVDSampler(PixelSampler):
+    """Base class of pixel samplers that need the singular value decomposition (SVD) of A."""
+
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
+        """Return one line on why these arguments are not supported, or None if they are."""
+        shape = (3, backbone.resolution, backbone.resolution)
+        reason = super().not_applicable(backbone, task, mode)
+        if reason is not None or has_full_svd(task.operator(shape).physics):
+            return reason
+        return (
+            f"sampler {self.name} needs the singular value decomposition of A, which is unknown "
+            f"for task {task.name}"
+        )
 
 
 @functools.lru_cache(maxsize=8)

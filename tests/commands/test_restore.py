@@ -183,7 +183,7 @@ def test_a_named_sampler_is_used(adir, tmp_path: Path) -> None:
 def test_where_the_default_sampler_does_not_apply_the_next_is_used_and_said(
     adir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adir.samplers.deepinv_samplers.has_full_svd", lambda physics: False)
+    monkeypatch.setattr("adir.samplers.svd.has_full_svd", lambda physics: False)
     image = saved(tmp_path / "a.png", SMALL)
     done = adir("restore", image, "task=sr4", "--out", tmp_path / "out", "sampler.n_steps=2")
     assert done.status == 0, done.err

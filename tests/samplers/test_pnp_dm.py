@@ -128,7 +128,7 @@ def test_every_number_of_evaluations_is_used_up(n_steps):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"n_prior_steps": 0}, "n_steps=0: a whole number"),
+        ({"n_prior_steps": 0}, "n_prior_steps=0: a whole number"),
         ({"rho_min": 0.0}, "rho_min=0.0: a number above 0"),
         ({"rho": 0.1}, "rho_min=0.3: a number above 0 and at most rho=0.1"),
         ({"rho_decay_rate": 1.1}, "rho_decay_rate=1.1: a number above 0 and at most 1"),
