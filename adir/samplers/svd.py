@@ -15,6 +15,7 @@ from adir.backbones.base import Backbone
 from adir.samplers.base import Adaptation, PixelSampler
 from adir.tasks.base import Task
 from adir.tasks.operators import CircularDownsampling, Operator, SeparableDownsampling
+from adir.tasks.operators.kernels import downsampling_matrix
 
 
 class KroneckerPhysics(DecomposablePhysics):
@@ -72,19 +73,6 @@ def mixed(x: Tensor, channels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     # Two products instead of one einsum of four tensors. The einsum may multiply the matrices with
     # each other first, which takes 3 GB at 128 pixels.
     return torch.einsum("dc,bcij->bdij", channels, rows @ x @ columns.T)
-
-
-def downsampling_matrix(kernel: Tensor, factor: int, n: int) -> Tensor:
-    """Return the (n // factor, n) float64 matrix of circular filtering and subsampling in 1-D.
-
-    Every factor-th sample of the filtered signal is kept. Entry j of `kernel`, the filter's
-    weights, weighs the pixel at offset len(kernel) // 2 - j, as in adir.tasks.operators.
-    """
-    matrix = torch.zeros(n // factor, n, dtype=torch.float64)
-    rows = torch.arange(n // factor)
-    for j, weight in enumerate(kernel.double()):
-        matrix[rows, (factor * rows + len(kernel) // 2 - j) % n] += weight
-    return matrix
 
 
 def as_physics(module: nn.Module) -> LinearPhysics:
@@ -145,7 +133,9 @@ def full_svd(
     if isinstance(physics, CircularDownsampling):
         # The filter is an outer product of weights that sum to one.
         kernel = physics.filter[0, 0].sum(1)
-        rows, columns = (downsampling_matrix(kernel, physics.factor, n) for n in (height, width))
+        rows, columns = (
+            downsampling_matrix(kernel, physics.factor, n, mirrored=False) for n in (height, width)
+        )
         full: DecomposablePhysics = KroneckerPhysics(eye(3), rows, columns, dtype)
     elif isinstance(physics, SeparableDownsampling):
         full = KroneckerPhysics(eye(3), physics.rows, physics.columns, dtype)

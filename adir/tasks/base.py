@@ -1,4 +1,4 @@
-"""Interfaces of tasks, linear operators, degradations, encoders and editing test sets."""
+"""Interfaces of tasks, operators, degradations, encoders and editing test sets; files of y."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from adir.errors import InputError
+from adir.images import from_uint8, read_pixels, write_png
 from adir.tasks.operators import Operator, Shape
 
 
@@ -179,6 +181,60 @@ class Task(Protocol):
             encoder: the encoder of the corpus.
             image: (3, h, w) image made from y by adir.retrieval.query.query_image.
         """
+
+
+class FileTask:
+    """Base class of tasks: their name and version, and y as an 8-bit image file.
+
+    A subclass defines `image_shape` as in `Task`, and `as_file`.
+
+    Raises:
+        InputError: if the version is invalid.
+    """
+
+    def __init__(self, name: str, version: int) -> None:
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise InputError(f"task {name}: version {version!r}; give a whole number from 1 up")
+        self.name, self.version = name, version
+
+    def image_shape(self, y_shape: Shape) -> Shape:
+        """Return the shape (3, H, W) of the images whose y has shape (C, h, w)."""
+        raise NotImplementedError
+
+    def as_file(self, y: Tensor) -> Tensor:
+        """Return y (C, h, w) as it is read from its file; raise InputError if it cannot be a y."""
+        raise NotImplementedError
+
+    def read_y(self, path: str | Path) -> Tensor:
+        """Return the y (C, h, w) in an image file.
+
+        Pixels that the operator masks out are 0, whatever the file shows.
+
+        Raises:
+            InputError: if the file cannot be read as an image, or cannot be a y of this task.
+        """
+        pixels = read_pixels(path)
+        try:
+            return self.as_file(from_uint8(pixels))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def write_y(self, path: str | Path, y: Tensor) -> None:
+        """Write y as an 8-bit PNG, from which `read_y` returns the same y.
+
+        Pixels that the operator masks out are mid grey in the file.
+        """
+        self.image_shape(tuple(y.shape))
+        write_png(path, y)
+
+    def image_of(self, y: Tensor) -> Tensor:
+        """Return y as an RGB image (3, h, w) in [-1, 1].
+
+        For super-resolution this is the small image. For colorization its three channels are equal.
+        Pixels that the operator masks out are mid grey.
+        """
+        self.image_shape(tuple(y.shape))
+        return y.expand(3, -1, -1).clone()
 
 
 class EditImages(Protocol):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.images import from_uint8, read_pixels, to_uint8, write_png
-from adir.tasks.base import EditImages, TextEncoder
+from adir.images import from_uint8, read_pixels, to_uint8
+from adir.tasks.base import EditImages, FileTask, TextEncoder
 from adir.tasks.operators import Operator, Shape, keeping
 
 By = Literal["prompt", "image"]
@@ -37,7 +37,7 @@ class EditOperator(Operator):
     prompt: str = ""
 
 
-class EditTask:
+class EditTask(FileTask):
     """Editing task, whose y equals the image outside the mask and 0 inside.
 
     Each image has a mask and a prompt, which describes the content of the masked part. `bound`
@@ -59,13 +59,12 @@ class EditTask:
     edits: ClassVar[bool] = True
 
     def __init__(self, name: str = "edit", version: int = 1, by: By = "prompt") -> None:
-        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise InputError(f"task {name}: version {version!r}; give a whole number from 1 up")
+        super().__init__(name, version)
         if by not in get_args(By):
             raise InputError(
                 f"task {name}: unknown by={by!r}; choose one of {', '.join(get_args(By))}"
             )
-        self.name, self.version, self.by = name, version, by
+        self.by = by
         self._mask: Tensor | None = None
         self._prompt: str | None = None
         self._operator: Callable[[Shape], EditOperator] = functools.lru_cache(maxsize=1)(
@@ -192,33 +191,7 @@ class EditTask:
         Raises:
             InputError: if image and mask differ in size, or if the task is not bound to an image.
         """
-        return self._as_file(x.detach().cpu().float())
-
-    def read_y(self, path: str | Path) -> Tensor:
-        """Return the y (3, H, W) in an image file, with 0 inside the mask.
-
-        Raises:
-            InputError: if the file is not an RGB image, if image and mask differ in size, or if the
-                task is not bound to an image.
-        """
-        pixels = read_pixels(path)
-        try:
-            return self._as_file(from_uint8(pixels))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-
-    def write_y(self, path: str | Path, y: Tensor) -> None:
-        """Write y as an 8-bit PNG, from which `read_y` returns the same y.
-
-        The masked part is mid grey in the file.
-        """
-        self.image_shape(tuple(y.shape))
-        write_png(path, y)
-
-    def image_of(self, y: Tensor) -> Tensor:
-        """Return y as an RGB image (3, H, W) in [-1, 1], with mid grey in the masked part."""
-        self.image_shape(tuple(y.shape))
-        return y.clone()
+        return self.as_file(x.detach().cpu().float())
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
         """Return the (1, D) vector whose nearest neighbours are searched in a corpus.
@@ -248,7 +221,12 @@ class EditTask:
                 f"{error}, or set task.by=image to search with the image instead of the prompt"
             ) from error
 
-    def _as_file(self, y: Tensor) -> Tensor:
+    def as_file(self, y: Tensor) -> Tensor:
+        """Return y (3, H, W) rounded to 8 bits outside the mask, and 0 inside.
+
+        Raises:
+            InputError: if image and mask differ in size, or if the task is not bound to an image.
+        """
         self.image_shape(tuple(y.shape))
         return torch.where(self.mask, 0.0, from_uint8(to_uint8(y)))
 

@@ -3,19 +3,18 @@
 import dataclasses
 import functools
 import math
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from adir.errors import InputError
-from adir.images import from_uint8, read_pixels, to_uint8, write_png
-from adir.tasks.base import Degradation, TextEncoder
+from adir.images import from_uint8, to_uint8
+from adir.tasks.base import Degradation, FileTask, TextEncoder
 from adir.tasks.operators import Operator, Shape
 
 
-class RestorationTask:
+class RestorationTask(FileTask):
     """Restoration task y = A x + e with noise e ~ N(0, sigma_y^2 I).
 
     y is rounded to 8 bits and clipped, as in a user's image file.
@@ -40,15 +39,12 @@ class RestorationTask:
     def __init__(
         self, name: str, version: int, operator: Degradation, sigma_y: float, guidance_scale: float
     ) -> None:
-        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise InputError(f"task {name}: version {version!r}; give a whole number from 1 up")
+        super().__init__(name, version)
         for what, value in (("sigma_y", sigma_y), ("guidance_scale", guidance_scale)):
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise InputError(
                     f"task {name}: {what} is {value!r}; give a number that is not negative"
                 )
-        self.name = name
-        self.version = version
         self.sigma_y = float(sigma_y)
         self.guidance_scale = float(guidance_scale)
         self.degradation = operator
@@ -104,40 +100,7 @@ class RestorationTask:
         operator = self.operator(tuple(x.shape))
         noise = torch.randn(operator.y_shape, generator=generator)
         y = operator.A(x.detach().cpu().float()) + operator.sigma_y * noise
-        return self._as_file(y)
-
-    def read_y(self, path: str | Path) -> Tensor:
-        """Return the y (C, h, w) in an image file.
-
-        Pixels that inpainting loses are 0, whatever the file shows.
-
-        Raises:
-            InputError: if the file cannot be read as an image, or cannot be a y of this task.
-        """
-        pixels = read_pixels(path)
-        y = from_uint8(pixels)
-        try:
-            self.image_shape(tuple(y.shape))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        return self._as_file(y)
-
-    def write_y(self, path: str | Path, y: Tensor) -> None:
-        """Write y as an 8-bit PNG, from which `read_y` returns the same y.
-
-        Pixels that inpainting loses are mid grey in the file.
-        """
-        self.image_shape(tuple(y.shape))
-        write_png(path, y)
-
-    def image_of(self, y: Tensor) -> Tensor:
-        """Return y as an RGB image (3, h, w) in [-1, 1].
-
-        For super-resolution this is the small image. For colorization its three channels are equal.
-        For inpainting the lost pixels are mid grey.
-        """
-        self.image_shape(tuple(y.shape))
-        return y.expand(3, -1, -1).clone() if y.shape[0] == 1 else y.clone()
+        return self.as_file(y)
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
         """Return the encoder's (1, D) vector of `image`, to search a corpus for neighbours.
@@ -146,7 +109,7 @@ class RestorationTask:
         """
         return encoder.image(image[None])
 
-    def _as_file(self, y: Tensor) -> Tensor:
+    def as_file(self, y: Tensor) -> Tensor:
         """Return y (C, h, w) as it is read from its file: rounded to 8 bits, clipped to [-1, 1].
 
         Pixels that inpainting loses are set to 0. The 8-bit levels are k / 127.5 - 1 for k = 0 to

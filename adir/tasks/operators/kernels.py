@@ -71,5 +71,26 @@ def downsampling_norm(kernel: Tensor, factor: int, height: int, width: int) -> f
     return one_direction(height) * one_direction(width)
 
 
+def downsampling_matrix(kernel: Tensor, factor: int, n: int, mirrored: bool) -> Tensor:
+    """Return the (n // factor, n) float64 matrix of filtering and subsampling in 1-D.
+
+    Every factor-th sample of the filtered signal is kept.
+
+    Args:
+        kernel: weights of the filter; entry j weighs the pixel at offset len(kernel) // 2 - j.
+        factor: factor of the downsampling.
+        n: number of pixels of the signal.
+        mirrored: True continues the signal by its mirror image, which repeats the border pixel.
+            False continues it circularly.
+    """
+    matrix = torch.zeros(n // factor, n, dtype=torch.float64)
+    rows = torch.arange(n // factor)
+    for j, weight in enumerate(kernel.double()):
+        pixel = factor * rows + len(kernel) // 2 - j
+        reflected = torch.where(pixel < 0, -1 - pixel, pixel).minimum(2 * n - 1 - pixel)
+        matrix[rows, reflected if mirrored else pixel % n] += weight
+    return matrix
+
+
 def filter_2d(kernel: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.outer(kernel, kernel)[None, None].to(dtype)

@@ -14,7 +14,12 @@ from torch.nn import functional
 
 from adir.errors import InputError
 from adir.tasks.operators.base import Operator, Shape, require_rgb, require_room
-from adir.tasks.operators.kernels import bicubic_kernel, downsampling_norm, filter_2d
+from adir.tasks.operators.kernels import (
+    bicubic_kernel,
+    downsampling_matrix,
+    downsampling_norm,
+    filter_2d,
+)
 
 
 class CircularDownsampling(nn.Module):
@@ -88,7 +93,71 @@ class CircularDownsampling(nn.Module):
 
 
 @dataclass(frozen=True)
-class SuperResolution:
+class Downsampling:
+    """Base class of downsamplings.
+
+    Attributes:
+        factor: ratio of the sides of x to the sides of y, a whole number of at least 2.
+    """
+
+    factor: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 2:
+            raise InputError(
+                f"super-resolution factor {self.factor!r}: give a whole number of at least 2"
+            )
+
+    @property
+    def label(self) -> str:
+        """The name in error messages."""
+        return f"super-resolution x{self.factor}"
+
+    def image_shape(self, y_shape: Shape) -> Shape:
+        """Return (3, factor * h, factor * w) for a y_shape of (3, h, w).
+
+        Raises:
+            InputError: if y has not three channels.
+        """
+        require_rgb(y_shape, f"y of {self.label}")
+        return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
+
+    def y_shape(self, image_shape: Shape) -> Shape:
+        """Return (3, H / factor, W / factor) for an image_shape of (3, H, W).
+
+        Raises:
+            InputError: if the image has not three channels, or if a side is no multiple of the
+                factor.
+        """
+        require_rgb(image_shape, self.label)
+        _, height, width = image_shape
+        if height % self.factor or width % self.factor:
+            raise InputError(
+                f"{self.label} needs sides that are multiples of {self.factor}, but the image has "
+                f"{width}x{height}; crop it"
+            )
+        return (3, height // self.factor, width // self.factor)
+
+    def separable(self, image_shape: Shape, matrix: Callable[[int], Tensor]) -> Operator:
+        """Return the downsampling that applies a matrix along each side of an image (3, H, W).
+
+        `matrix` returns the matrix (n / factor, n) for a side of n pixels.
+
+        Raises:
+            InputError: as `y_shape`.
+        """
+        y_shape = self.y_shape(image_shape)
+        rows, columns = matrix(image_shape[1]), matrix(image_shape[2])
+        return Operator(
+            build=lambda dtype: SeparableDownsampling(rows, columns, dtype),
+            image_shape=image_shape,
+            y_shape=y_shape,
+            norm=(torch.linalg.matrix_norm(rows, 2) * torch.linalg.matrix_norm(columns, 2)).item(),
+        )
+
+
+@dataclass(frozen=True)
+class SuperResolution(Downsampling):
     """Degradation by bicubic downsampling, as MATLAB's imresize with antialiasing (a = -0.5).
 
     The support of the kernel is 4 * factor pixels.
@@ -106,39 +175,28 @@ class SuperResolution:
     version: ClassVar[int] = 1
     """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
-    factor: int
     centre: float | None = None
 
     def __post_init__(self) -> None:
-        require_factor(self.factor)
+        super().__post_init__()
         if self.centre is not None and not 0 <= self.centre <= self.factor - 1:
             raise InputError(
                 f"super-resolution centre {self.centre!r}: give a value from 0 to {self.factor - 1}"
             )
 
     def __call__(self, image_shape: Shape) -> Operator:
-        require_rgb(image_shape, "super-resolution")
+        y_shape = self.y_shape(image_shape)
         _, height, width = image_shape
-        if height % self.factor or width % self.factor:
-            raise InputError(
-                f"super-resolution x{self.factor} needs sides that are multiples of {self.factor}, "
-                f"but the image has {width}x{height}; crop it"
-            )
         kernel = bicubic_kernel(
             self.factor, (self.factor - 1) / 2 if self.centre is None else self.centre
         )
-        require_room(image_shape, kernel, f"super-resolution x{self.factor}")
-
+        require_room(image_shape, kernel, self.label)
         return Operator(
             build=lambda dtype: CircularDownsampling(kernel, self.factor, image_shape, dtype),
             image_shape=image_shape,
-            y_shape=(3, height // self.factor, width // self.factor),
+            y_shape=y_shape,
             norm=downsampling_norm(kernel, self.factor, height, width),
         )
-
-    def image_shape(self, y_shape: Shape) -> Shape:
-        """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
-        return enlarged(y_shape, self.factor, f"super-resolution x{self.factor}")
 
 
 class SeparableDownsampling(nn.Module):
@@ -177,55 +235,8 @@ class SeparableDownsampling(nn.Module):
         return self.rows_dagger @ y @ self.columns_dagger.T
 
 
-def separable(
-    image_shape: Shape, factor: int, matrix: Callable[[int], Tensor], what: str
-) -> Operator:
-    """Return the downsampling by `factor` that applies a matrix along each side.
-
-    Args:
-        image_shape: (3, H, W).
-        factor: factor of the downsampling.
-        matrix: returns the matrix (n / factor, n) for a side of n pixels.
-        what: name of the operator, for errors.
-
-    Raises:
-        InputError: if a side is no multiple of the factor.
-    """
-    require_rgb(image_shape, what)
-    _, height, width = image_shape
-    if height % factor or width % factor:
-        raise InputError(
-            f"{what} needs sides that are multiples of {factor}, but the image has "
-            f"{width}x{height}; crop it"
-        )
-    rows, columns = matrix(height), matrix(width)
-    return Operator(
-        build=lambda dtype: SeparableDownsampling(rows, columns, dtype),
-        image_shape=image_shape,
-        y_shape=(3, height // factor, width // factor),
-        norm=(torch.linalg.matrix_norm(rows, 2) * torch.linalg.matrix_norm(columns, 2)).item(),
-    )
-
-
-def enlarged(y_shape: Shape, factor: int, what: str) -> Shape:
-    """Return (3, factor * h, factor * w) for a y_shape of (3, h, w).
-
-    `what` is the name of the operator, for errors.
-
-    Raises:
-        InputError: if y has not three channels.
-    """
-    require_rgb(y_shape, f"y of {what}")
-    return (3, y_shape[1] * factor, y_shape[2] * factor)
-
-
-def require_factor(factor: int) -> None:
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-        raise InputError(f"super-resolution factor {factor!r}: give a whole number of at least 2")
-
-
 @dataclass(frozen=True)
-class MeanDownsampling:
+class MeanDownsampling(Downsampling):
     """Degradation to the means of factor x factor blocks, as `sr4` in DDRM (Kawar et al., 2022).
 
     All singular values are 1 / factor.
@@ -235,10 +246,6 @@ class MeanDownsampling:
     version: ClassVar[int] = 1
     """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
-    factor: int
-
-    def __post_init__(self) -> None:
-        require_factor(self.factor)
 
     def __call__(self, image_shape: Shape) -> Operator:
         def matrix(n: int) -> Tensor:
@@ -247,17 +254,16 @@ class MeanDownsampling:
                 / self.factor
             )
 
-        return separable(
-            image_shape, self.factor, matrix, f"the mean of {self.factor}x{self.factor}"
-        )
+        return self.separable(image_shape, matrix)
 
-    def image_shape(self, y_shape: Shape) -> Shape:
-        """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
-        return enlarged(y_shape, self.factor, f"the mean of {self.factor}x{self.factor}")
+    @property
+    def label(self) -> str:
+        """The name in error messages."""
+        return f"the mean of {self.factor}x{self.factor}"
 
 
 @dataclass(frozen=True)
-class ReflectiveSuperResolution:
+class ReflectiveSuperResolution(Downsampling):
     """`SuperResolution` with mirrored borders, as `sr_bicubic4` in DDRM.
 
     The mirror image repeats the border pixel. DDRM's code sets singular values along a side to zero
@@ -269,32 +275,11 @@ class ReflectiveSuperResolution:
     version: ClassVar[int] = 1
     """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
-    factor: int
-
-    def __post_init__(self) -> None:
-        require_factor(self.factor)
 
     def __call__(self, image_shape: Shape) -> Operator:
-        kernel, what = (
-            bicubic_kernel(self.factor, (self.factor - 1) / 2),
-            f"super-resolution x{self.factor}",
+        kernel = bicubic_kernel(self.factor, (self.factor - 1) / 2)
+        require_rgb(image_shape, self.label)
+        require_room(image_shape, kernel, self.label)
+        return self.separable(
+            image_shape, lambda n: downsampling_matrix(kernel, self.factor, n, mirrored=True)
         )
-        require_rgb(image_shape, what)
-        require_room(image_shape, kernel, what)
-
-        def matrix(n: int) -> Tensor:
-            weights = torch.zeros(n // self.factor, n, dtype=torch.float64)
-            rows = torch.arange(n // self.factor)
-            for j, weight in enumerate(kernel):
-                pixel = self.factor * rows + len(kernel) // 2 - j
-                pixel = torch.where(
-                    pixel < 0, -1 - pixel, torch.where(pixel >= n, 2 * n - 1 - pixel, pixel)
-                )
-                weights[rows, pixel] += weight
-            return weights
-
-        return separable(image_shape, self.factor, matrix, what)
-
-    def image_shape(self, y_shape: Shape) -> Shape:
-        """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
-        return enlarged(y_shape, self.factor, f"super-resolution x{self.factor}")
