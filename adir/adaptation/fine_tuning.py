@@ -132,6 +132,12 @@ class FineTuning:
     name: ClassVar[str] = "denoising"
     version: ClassVar[int] = 1
     """A cell's identity contains this version. Raise it if a change of the class alters results."""
+    n_extra_images: ClassVar[int] = 0
+    """The number of extra corpus images that `fit` needs to validate training on one image.
+
+    It is 0, because this class accepts the trained adapter without validation. The subclass
+    `SafeFineTuning` needs some, which are drawn at random.
+    """
     n_iterations: int = 400
     batch_size: int = 6
     learning_rate: float = 1e-4
@@ -143,15 +149,6 @@ class FineTuning:
         require_whole(0, n_iterations=self.n_iterations)
         require_whole(1, batch_size=self.batch_size, crop_size=self.crop_size)
         require_positive(learning_rate=self.learning_rate)
-
-    @property
-    def n_extra_images(self) -> int:
-        """The number of extra corpus images that `fit` needs to validate training on one image.
-
-        It is 0, because this class accepts the trained adapter without validation. The subclass
-        `SafeFineTuning` needs some, which are drawn at random.
-        """
-        return 0
 
     @property
     def held_out_share(self) -> float:

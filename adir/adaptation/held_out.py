@@ -139,9 +139,12 @@ class HeldOutCrops:
         Returns:
             (N_STRATA, per_stratum) float64, the backbone's `denoising_loss`.
         """
+        # Imported here, because Lightning takes longer to import than torch.
+        from pytorch_lightning.utilities import move_data_to_device
+
         device = next(self._backbone.network.parameters()).device
         losses = [
-            float(self._backbone.denoising_loss(moved(example, device)))
+            float(self._backbone.denoising_loss(move_data_to_device(example, device)))
             for example in self._examples
         ]
         return torch.tensor(losses, dtype=torch.float64).reshape(self.images.shape)
@@ -153,16 +156,6 @@ def at_timestep(example: Any, t: Tensor) -> Any:
         return example | {"t": t}
     z, _, eps = example
     return z, t, eps
-
-
-def moved(example: Any, device: torch.device) -> Any:
-    """Return a training example with its tensors moved to a device."""
-    if isinstance(example, dict):
-        return {
-            key: value.to(device) if isinstance(value, Tensor) else value
-            for key, value in example.items()
-        }
-    return [value.to(device) for value in example]
 
 
 def relative_loss(losses: Tensor, untuned: Tensor) -> float:

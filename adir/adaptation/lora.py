@@ -216,9 +216,8 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
     ):
         return layers
     plain = {name: network.get_submodule(name) for name in names}
-    required_grad = [parameter.requires_grad for parameter in network.parameters()]
-    base_parameters, configured = list(network.parameters()), hasattr(network, "peft_config")
-    if configured:
+    required_grad = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    if hasattr(network, "peft_config"):
         raise ValueError(
             f"adapter=lora: this {type(network).__name__} already has an adapter of peft; "
             "remove that adapter first"
@@ -237,7 +236,7 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
     for layer in layers:
         network.set_submodule(layer.name, layer.plain)
     network.__dict__.pop("peft_config", None)
-    for parameter, required in zip(base_parameters, required_grad, strict=True):
+    for parameter, required in required_grad:
         parameter.requires_grad_(required)
     _wrapped[network] = (lora, layers)
     return layers

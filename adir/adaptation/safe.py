@@ -88,6 +88,12 @@ class SafeFineTuning(FineTuning):
 
     name: ClassVar[str] = "safe"
     version: ClassVar[int] = 1
+    n_extra_images: ClassVar[int] = 4
+    """The number of extra corpus images that `fit` needs to validate training on one image.
+
+    They complement the held-out part of that image, which does not show whether the update helps on
+    other images.
+    """
     n_iterations: int = 60
     learning_rate: float = 5e-5
     crop_size: int = 64
@@ -108,15 +114,6 @@ class SafeFineTuning(FineTuning):
             )
         if self.clipping is not None and not 0 < self.clipping < math.inf:
             raise ValueError(f"clipping={self.clipping!r}: a positive number or null is needed")
-
-    @property
-    def n_extra_images(self) -> int:
-        """The number of extra corpus images that `fit` needs to validate training on one image: 4.
-
-        They complement the held-out part of that image, which does not show whether the update
-        helps on other images.
-        """
-        return 4
 
     def n_training_images(self, k: int, n: int) -> int:
         """Return how many of the k nearest of n corpus images to tune on.

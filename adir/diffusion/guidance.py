@@ -18,21 +18,14 @@ step oscillates, and above 2 it diverges.
 """
 
 
-def noisy_measurement(y: Tensor, A_eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Return y_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) A eps.
-
-    y_t is the measurement of an image at the noise level of alpha_bar.
-    """
-    return alpha_bar.sqrt() * y + (1 - alpha_bar).sqrt() * A_eps
-
-
 def relaxed_gradient(
     mu: Tensor, eps: Tensor, y: Tensor, alpha_bar: Tensor, A: LinearMap, A_adjoint: LinearMap
 ) -> Tensor:
-    """Return g = -2 A^T (A mu - y_t), shaped as mu, with y_t from `noisy_measurement`.
+    """Return g = -2 A^T (A mu - y_t), shaped as mu.
 
-    A is applied once instead of twice. This is possible because A is linear: A mu - y_t = A(mu -
-    sqrt(1 - alpha_bar) eps) - sqrt(alpha_bar) y.
+    y_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) A eps is the measurement of an image at the noise
+    level of alpha_bar. A is applied once instead of twice. This is possible because A is linear:
+    A mu - y_t = A(mu - sqrt(1 - alpha_bar) eps) - sqrt(alpha_bar) y.
     """
     residual = A(mu - (1 - alpha_bar).sqrt() * eps) - alpha_bar.sqrt() * y
     return -2 * A_adjoint(residual)

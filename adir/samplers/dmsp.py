@@ -23,15 +23,6 @@ from adir.tasks.base import LinearOperator
 from adir.tasks.operators import Operator, SeparableDownsampling
 
 
-def data_weight(data_precision: float, sigma_net: float) -> float:
-    """Return the weight of the data gradient, p / (p + 1 / sigma_net^2) with p = data_precision.
-
-    `data_precision` is the inverse of the variance of y's noise. The authors' code calls the weight
-    `relative_weight`. The weight of the prior is 1 minus this weight.
-    """
-    return data_precision / (data_precision + 1 / sigma_net**2)
-
-
 def energy(operator: LinearOperator) -> tuple[int, float]:
     """Return M, the number of values of y that depend on x, and tr(A A^T).
 
@@ -64,35 +55,6 @@ def blind_precision(known: int, trace: float, residual: Tensor, sigma_net: float
         sigma_net: standard deviation of the denoiser's noise, in the units of x.
     """
     return known / (float(residual.square().sum()) + 2 * sigma_net**2 * trace)
-
-
-def mean_shift_step(
-    x: Tensor,
-    denoised: Tensor,
-    data_gradient: Tensor,
-    step: Tensor,
-    weight: float,
-    alpha: float,
-    mu: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the new x, clipped to [0, 1], and the new step of gradient descent with momentum.
-
-    The gradient of the prior is x - D(x + noise). This difference is minus the mean-shift vector.
-    It estimates -sigma_net^2 times the gradient of the smoothed log density.
-
-    Args:
-        x: (B, 3, H, W) in [0, 1].
-        denoised: D(x + noise), shaped as x.
-        data_gradient: A^T (A x - y), shaped as x.
-        step: the previous update of x, shaped as x.
-        weight: weight of the data gradient, from 0 to 1. The weight of the gradient of the prior is
-            one minus this weight.
-        alpha: step length.
-        mu: momentum.
-    """
-    gradient = weight * data_gradient + (1 - weight) * (x - denoised)
-    step = mu * step - alpha * gradient
-    return (x + step).clamp(0, 1), step
 
 
 @dataclass(frozen=True)
@@ -146,9 +108,12 @@ class DMSP(PixelSampler):
             denoised = denoiser(
                 x + sigma_net * draw_noise(operator.image_shape, generators, y), sigma_net
             )
-            weight = data_weight(precision, sigma_net)
-            x, step = mean_shift_step(
-                x, denoised, operator.A_adjoint(residual), step, weight, self.alpha, self.mu
-            )
+            # The authors' code calls this weight `relative_weight`.
+            weight = precision / (precision + 1 / sigma_net**2)
+            # x - D(x + noise) is minus the mean-shift vector. It estimates -sigma_net^2 times the
+            # gradient of the smoothed log density.
+            gradient = weight * operator.A_adjoint(residual) + (1 - weight) * (x - denoised)
+            step = self.mu * step - self.alpha * gradient
+            x = (x + step).clamp(0, 1)
             watch.step(x)
         return watch.finish(2 * x - 1, "lower alpha", denoiser.evaluations)

@@ -84,7 +84,8 @@ def sample_latent(
             ).chunk(2)
             output = away + guidance_scale * (towards - away)
         if correct is not None:
-            output = correct(output, z_t, alpha_bar_at(backbone, t), t)
+            # The nearest integer, because some schedulers use fractional timesteps.
+            output = correct(output, z_t, backbone.schedule.alpha_bar[int(t.round())], t)
         latent = scheduler.step(output, t, latent, **options, return_dict=False)[0]
         watch.step(latent)
     # Not n_steps, because some schedulers take one step more than requested.
@@ -125,14 +126,6 @@ def batch_with_unconditional(condition: Condition, unconditional: Tensor) -> Con
         torch.cat([unconditional, condition.text]),
         None if labels is None else torch.cat([labels] * 2),
     )
-
-
-def alpha_bar_at(backbone: StableDiffusion, t: Tensor) -> Tensor:
-    """Return alpha_bar at the integer timestep nearest to t.
-
-    Some schedulers use fractional timesteps.
-    """
-    return backbone.schedule.alpha_bar[int(t.round())]
 
 
 def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:

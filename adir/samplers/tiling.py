@@ -80,19 +80,17 @@ class TiledBackbone:
         )
         window = (down[:, None] * across[None, :]).to(x_t.device)
         weight = torch.zeros(height, width, device=x_t.device)
-        eps: Tensor | None = None
+        eps = torch.zeros_like(x_t)
         fraction: Tensor | None = None
         for place in places:
             # Contiguous, because for a view the network's convolutions use another algorithm, with
             # other rounding.
             one = predict(x_t[:, :, *place].contiguous(), t)
-            eps = torch.zeros_like(x_t) if eps is None else eps
             eps[:, :, *place] += window * one.eps
             if one.variance_fraction is not None:
                 fraction = torch.zeros_like(x_t) if fraction is None else fraction
                 fraction[:, :, *place] += window * one.variance_fraction
             weight[place] += window
-        assert eps is not None
         return Prediction(eps / weight, None if fraction is None else fraction / weight)
 
 
@@ -156,7 +154,9 @@ def restore_any_size(
         assert isinstance(sampler, SteerableSampler)
         steered = steering.steered(backbone.network, generator(seed, image_id, "adaptation"))
         result = sampler.restore_steered(network, operator, batch, [noise], [steered])
-    x_hat = checked(result.x_hat, result.errors).cpu()[:, margin:, margin:]
+    if result.errors[0] is not None:
+        raise FloatingPointError(result.errors[0])
+    x_hat = result.x_hat[0].cpu()[:, margin:, margin:]
     return TiledRestoration(x_hat[:, :height, :width], n_tiles, result.capped_steps[0])
 
 
@@ -227,13 +227,6 @@ def mirrored(y: Tensor, margin: int, extra: list[int]) -> Tensor:
     return pad(
         pad(y[None], (margin,) * 4, mode="reflect"), (0, extra[1], 0, extra[0]), mode="replicate"
     )[0]
-
-
-def checked(x_hat: Tensor, errors: list[str | None]) -> Tensor:
-    """Return the only image of a batch; raise FloatingPointError if the sampler failed on it."""
-    if errors[0] is not None:
-        raise FloatingPointError(errors[0])
-    return x_hat[0]
 
 
 def tile_offsets(side: int, tile: int, unit: int) -> list[int]:

@@ -7,7 +7,6 @@ from adir.diffusion.guidance import (
     STABLE_STEP,
     back_projected,
     guided_step_size,
-    noisy_measurement,
     relaxed_gradient,
 )
 from adir.diffusion.posterior import diffuse
@@ -23,13 +22,10 @@ def A_adjoint(y: torch.Tensor) -> torch.Tensor:
     return y @ MATRIX
 
 
-@pytest.mark.parametrize("alpha_bar", [1.0, 0.9999, 0.3, 4e-5])
-def test_the_noisy_measurement_is_A_of_the_noisy_image(alpha_bar):
-    alpha_bar = torch.tensor(alpha_bar, dtype=torch.float64)
-    x, eps = torch.randn(2, 3, 12, dtype=torch.float64)
-    torch.testing.assert_close(
-        noisy_measurement(A(x), A(eps), alpha_bar), A(diffuse(x, eps, alpha_bar))
-    )
+def noisy_measurement(
+    y: torch.Tensor, A_eps: torch.Tensor, alpha_bar: torch.Tensor
+) -> torch.Tensor:
+    return alpha_bar.sqrt() * y + (1 - alpha_bar).sqrt() * A_eps
 
 
 @pytest.mark.parametrize("alpha_bar", [1.0, 0.9999, 0.3, 4e-5])
