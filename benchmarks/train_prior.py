@@ -43,6 +43,7 @@ from adir.diffusion.posterior import diffuse
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_file, walk, write_bytes, write_json
+from benchmarks.common import publish
 
 SIDE = 128  # pixels of a training image, after reducing its short side and cropping the centre
 # (crop side, crops per unit of --batch, scale), used in turn; a step has 16,384 pixels per unit.
@@ -471,8 +472,7 @@ Weights, gradients, optimiser and average are left out: about 50 bytes per param
 
 {date.today().isoformat()}, torch {torch.__version__}. Command: `python benchmarks/train_prior.py count`
 """
-    if args.out is not None:
-        write_bytes(args.out, text.encode())
+    publish(text, args.out)
 
 
 def ship(args: argparse.Namespace) -> None:

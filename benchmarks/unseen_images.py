@@ -7,7 +7,6 @@ category by `source_file`. JPEG files are copied, not encoded again. The source 
 image, category, split and source_file.
 """
 
-import argparse
 import io
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.parquet as parquet
 
 from adir.data.corpus import UNSEEN
 from adir.files import write_bytes
+from benchmarks.common import parser_of
 
 PER_CATEGORY = 3
 COLUMNS = ["image", "category", "split", "source_file"]
@@ -41,11 +41,8 @@ def chosen(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, UNSEEN, "file of `data=unseen`")
     parser.add_argument("source", type=Path, help="caltech101_128.parquet")
-    parser.add_argument("--out", type=Path, default=UNSEEN)
     args = parser.parse_args()
     rows = chosen(parquet.read_table(args.source, columns=COLUMNS).to_pylist())
     buffer = io.BytesIO()

@@ -9,10 +9,8 @@ compared with 1000 steps of first order. The second table is made from the recor
 experiment=fast, on the 12 embedded test images.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -22,12 +20,12 @@ from torch import Tensor
 from adir.backbones.base import Prediction
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
-from adir.files import write_bytes
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.record import Record
 from adir.harness.tables.statistics import PairedDifference, paired_difference
 from adir.samplers.adir import ADIR, FastADIR
 from adir.tasks.operators import BoxBlur, SuperResolution
+from benchmarks.common import command, made_on, parser_of, publish
 
 SAMPLERS = {"adir_clean": ADIR, "adir_fast": FastADIR}  # adir_clean with eta=0 and temperature=1
 COUNTS = (10, 20, 50)
@@ -204,7 +202,7 @@ Records of commit {commits}, torch {records[0].versions["torch"]}.
 {chr(10).join(field_rows(scores))}"""
 
 
-def report(results: Path | None, command: str) -> str:
+def report(results: Path | None) -> str:
     """Return the whole page."""
     counts = " | ".join(map(str, (*COUNTS, 112, 334, 1000)))
     return f"""# ADIR's deterministic step, of first and of second order
@@ -226,28 +224,21 @@ an error of first order falls by 3, one of second order by 9. The guidance step 
 
 {fields(results)}
 
-{date.today().isoformat()}; torch {torch.__version__}. Command: `{command}`
+{made_on()}. Command: `{command(__file__)}`
 """
 
 
 def main() -> None:
     """Compute, print, and write the report if --out is given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "results",
         type=Path,
         nargs="?",
         help="folder of experiment=fast; without it, only the Gaussian prior",
     )
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    command = "python benchmarks/quality/adir_fast.py" + (" runs/fast" if arguments.results else "")
-    text = report(arguments.results, command)
-    print(text)
-    if arguments.out is not None:
-        write_bytes(arguments.out, text.encode())
+    publish(report(arguments.results), arguments.out)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,14 @@ Run: python benchmarks/quality/coverage.py [--samples 2000] [--out results/quali
     about five minutes on one core.
 """
 
-import argparse
 import math
-import platform
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 from scipy import stats
 
-from adir.files import write_bytes
 from adir.harness.tables.statistics import (
     ALPHA,
     N_RESAMPLES,
@@ -35,6 +30,7 @@ from adir.harness.tables.statistics import (
     studentised,
 )
 from adir.harness.tables.verdicts import WORDS, word_of
+from benchmarks.common import command, made_on, parser_of, publish
 
 Floats = NDArray[np.float64]
 SIZES = (3, 4, 5, 6, 8, 10, 12, 16, 30, 50)
@@ -72,19 +68,26 @@ GAIN_SIZES = (6, 8, 12, 16, 46)
 ROWS = (1, 4, 10)
 
 
-def differences_90(x: Floats) -> Floats:
-    """Return the leaderboard's 90 % intervals (2, n_samples) of differences (n_samples, n).
+def each(interval: Callable[[Floats], tuple[float, float] | None], x: Floats) -> Floats:
+    """Return the intervals (2, n_samples) that the leaderboard gives for samples (n_samples, n).
 
     An interval is infinite if the leaderboard gives none.
     """
-    return np.array([difference_interval(row) or (-math.inf, math.inf) for row in x]).T
+    return np.array([interval(row) or (-math.inf, math.inf) for row in x]).T
 
 
-def student_90(x: Floats) -> Floats:
-    """Return Student's 90 % intervals (2, n_samples) of samples (n_samples, n)."""
+def student(tail: float, x: Floats) -> Floats:
+    """Return Student's intervals (2, n_samples) of samples (n_samples, n).
+
+    tail: probability beyond each end.
+    """
     n = x.shape[1]
-    reach = stats.t.ppf(1 - TAIL, n - 1) * x.std(1, ddof=1) / math.sqrt(n)
+    reach = stats.t.ppf(1 - tail, n - 1) * x.std(1, ddof=1) / math.sqrt(n)
     return np.array([x.mean(1) - reach, x.mean(1) + reach])
+
+
+differences_90 = partial(each, difference_interval)
+student_90 = partial(student, TAIL)
 
 
 def symmetric_90(x: Floats) -> Floats:
@@ -102,21 +105,6 @@ METHODS_90: dict[str, Callable[[Floats], Floats]] = {
     "Student": student_90,
     "bootstrap-t, symmetric tails": symmetric_90,
 }
-
-
-def ours(x: Floats) -> Floats:
-    """Return the leaderboard's 95 % intervals (2, n_samples) of samples (n_samples, n).
-
-    An interval is infinite if the leaderboard gives none.
-    """
-    return np.array([mean_interval(row) or (-math.inf, math.inf) for row in x]).T
-
-
-def student(x: Floats) -> Floats:
-    """Return Student's 95 % intervals (2, n_samples) of samples (n_samples, n)."""
-    n = x.shape[1]
-    reach = stats.t.ppf(0.975, n - 1) * x.std(1, ddof=1) / math.sqrt(n)
-    return np.array([x.mean(1) - reach, x.mean(1) + reach])
 
 
 def bca(x: Floats) -> Floats:
@@ -150,8 +138,8 @@ def bootstrap_t(x: Floats) -> Floats:
 
 
 METHODS: dict[str, Callable[[Floats], Floats]] = {
-    "ours": ours,
-    "Student": student,
+    "ours": partial(each, mean_interval),
+    "Student": partial(student, 0.025),
     "bootstrap-t, equal tails": bootstrap_t,
     "BCa": bca,
 }
@@ -211,14 +199,14 @@ def table(headings: list[str], lines: list[list[str]]) -> list[str]:
 
 def one_sided(n_samples: int) -> list[str]:
     """Return a section on how often each end of the 90 % intervals is on the wrong side."""
-    lines = ["", "# The ends of the 90 % interval, by which verdicts are given", ""]
-    lines += [
+    lines = [
+        "",
+        "# The ends of the 90 % interval, by which verdicts are given",
+        "",
         "Share (%) of samples whose lower end L lies above the true mean, and of samples whose "
-        "upper end U lies below it. The"
-    ]
-    lines += [
+        "upper end U lies below it. The",
         "nominal value of each is 5, with a standard error of "
-        f"{100 * math.sqrt(0.05 * 0.95 / n_samples):.1f}."
+        f"{100 * math.sqrt(0.05 * 0.95 / n_samples):.1f}.",
     ]
     for number, (name, (truth, draw)) in enumerate(GAINS.items()):
         rows = []
@@ -240,12 +228,12 @@ def one_sided(n_samples: int) -> list[str]:
 
 def clustered(n_samples: int) -> list[str]:
     """Return a section on the interval when images of one cluster are treated as independent."""
-    lines = ["", "# Clusters", ""]
-    lines += [
+    lines = [
+        "",
+        "# Clusters",
+        "",
         "Share (%) of samples whose 90 % interval contains the true mean. There are n clusters of "
-        "1 to 4 images (mean 3). The"
-    ]
-    lines += [
+        "1 to 4 images (mean 3). The",
         "cluster effects come from the population. Effects within a cluster are normal, with half "
         "the population's standard",
         "deviation.",
@@ -278,18 +266,16 @@ def verdict_errors(n_samples: int) -> list[str]:
 
     The power is that at the least detectable gain which the notes of a table give.
     """
-    lines = ["", "# Verdicts", ""]
-    lines += [
+    lines = [
+        "",
+        "# Verdicts",
+        "",
         "Share (%) of samples with true gain 0 by verdict, with a margin of half a standard "
-        "deviation. `better` and `worse` are"
-    ]
-    lines += [
+        "deviation. `better` and `worse` are",
         "then false. By translation, a loss of exactly the margin is overlooked as often as "
-        "`better` is given. Power: share of"
-    ]
-    lines += [
+        "`better` is given. Power: share of",
         "samples called better if the true gain is the median of the least gains that a table "
-        "gives (nominal: 80)."
+        "gives (nominal: 80).",
     ]
     rows = []
     for number, (name, (truth, draw)) in enumerate(list(GAINS.items())[:4]):
@@ -317,17 +303,15 @@ def verdict_errors(n_samples: int) -> list[str]:
 
 def families(n_samples: int) -> list[str]:
     """Return a section on false verdicts in tables of several rows, with and without correction."""
-    lines = ["", "# Several rows", ""]
-    lines += [
+    lines = [
+        "",
+        "# Several rows",
+        "",
         "First columns: share (%) of tables of n rows without effect in which any row is called "
-        "better, or has † (signed rank,"
-    ]
-    lines += [
+        "better, or has † (signed rank,",
         "Holm) with a positive gain. All rows are compared with one `none`, so their gains have a "
-        "correlation of 0.5. Last columns:"
-    ]
-    lines += [
-        "share of single rows, in a table of n, with a true gain of one standard deviation that each finds."
+        "correlation of 0.5. Last columns:",
+        "share of single rows, in a table of n, with a true gain of one standard deviation that each finds.",
     ]
     rows = []
     for n in (12, 46):
@@ -369,44 +353,29 @@ def report(n_samples: int) -> str:
         f"{error:.1f}. Goal: 93 to 97.",
     ]
     for name in POPULATIONS:
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            "| n | " + " | ".join(METHODS) + " |",
-            "|---|" + "---|" * len(METHODS),
+        values = [[found.get((name, n, method)) for method in METHODS] for n in SIZES]
+        rows = [
+            [str(n), *("–" if one is None else f"{percent(one[0])} ({one[1]:.2f})" for one in row)]
+            for n, row in zip(SIZES, values, strict=True)
         ]
-        for n in SIZES:
-            texts = []
-            for method in METHODS:
-                value = found.get((name, n, method))
-                texts.append("–" if value is None else f"{100 * value[0]:.1f} ({value[1]:.2f})")
-            lines.append(f"| {n} | " + " | ".join(texts) + " |")
+        lines += ["", f"## {name}", *table(["n", *METHODS], rows)]
     for part in (one_sided, clustered, verdict_errors, families):
         lines += part(n_samples)
     lines += [
         "",
-        f"`python benchmarks/quality/coverage.py --samples {n_samples}`, "
-        f"{date.today().isoformat()}, numpy {np.__version__}, "
-        f"scipy {scipy.__version__}, Python {platform.python_version()}. docs/statistics.md "
-        "draws the conclusions.",
+        f"`{command(__file__)}`, {made_on('numpy', 'scipy')}. docs/statistics.md draws the "
+        "conclusions.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Print the study, or write it to a file."""
-    arguments = argparse.ArgumentParser(
-        description="Coverage of the leaderboard's intervals and of others."
-    )
-    arguments.add_argument("--samples", type=int, default=2000)
-    arguments.add_argument("--out", type=Path)
-    given = arguments.parse_args()
+    parser = parser_of(__doc__)
+    parser.add_argument("--samples", type=int, default=2000)
+    given = parser.parse_args()
     require_scipys_bca()
-    text = report(given.samples)
-    if given.out is not None:
-        write_bytes(given.out, text.encode())
-    print(text, end="")
+    publish(report(given.samples), given.out)
 
 
 if __name__ == "__main__":

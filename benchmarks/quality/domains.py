@@ -7,16 +7,15 @@ error of the untuned denoiser on clean images, without adaptation or sampling. T
 about ten minutes on one busy core. A stopped run resumes from the file of --notes.
 """
 
-import argparse
-import datetime
 import json
-import subprocess
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
+from fine_tuning import oracle_errors
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
@@ -31,13 +30,13 @@ from adir.data.domains import (
 )
 from adir.data.fields import FLAT, SIZE, cut, lattice
 from adir.data.photographs import reduced
-from adir.diffusion.posterior import diffuse, epsilon_loss
-from adir.files import write_bytes
+from adir.files import write_json
+from adir.harness.running.pipeline import ORACLE_TIMESTEPS
+from adir.harness.running.provenance import commit
 from adir.images import from_uint8
+from benchmarks.common import REPOSITORY, add_parquet, parser_of, publish
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CANDIDATES = "brick grass gravel ihc retina hubble_deep_field coins moon cell page text".split()
-TIMESTEPS = (10, 50, 100, 200, 400, 700)
 FACTOR, LEAST_CROPS = 0.3, 20
 WINDOWS = 16
 CROP = 64  # side of a fine-tuning crop in pixels
@@ -101,44 +100,19 @@ def crops_left(photograph: str) -> int:
     return count
 
 
-def errors(backbone: GuidedDiffusion, x: Tensor) -> list[float]:
-    """Return the mean squared error of eps on x, (3, H, W) in [-1, 1], at each of TIMESTEPS."""
-    found = []
-    for t in TIMESTEPS:
-        eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))[None]
-        with torch.no_grad():
-            eps_hat = backbone.predict(
-                diffuse(x[None], eps, backbone.schedule.alpha_bar[t]), torch.tensor([t])
-            ).eps
-        found.append(epsilon_loss(eps, eps_hat).item())
-    return found
-
-
 def drawn(some: Sequence[T], n: int, seed: int) -> list[T]:
     """Return n elements drawn without replacement, or all elements if there are fewer."""
     return [some[place] for place in np.random.default_rng(seed).permutation(len(some))[:n]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--parquet",
-        required=True,
-        help="caltech101_128.parquet: image, category, split, source_file",
-    )
+    parser = parser_of(__doc__, REPOSITORY / "results" / "embedded" / "domains.md")
+    add_parquet(parser)
     parser.add_argument("--n", type=int, default=48, help="images of the split `val`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notes", type=Path, default=Path("domains-notes.json"))
-    parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "results" / "embedded" / "domains.md"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
-    )
 
     backbone = GuidedDiffusion()
     notes: dict[str, list[float]] = (
@@ -147,8 +121,8 @@ def main() -> None:
 
     def measured(name: str, x: Tensor) -> list[float]:
         if name not in notes:
-            notes[name] = errors(backbone, x)
-            write_bytes(args.notes, json.dumps(notes).encode())
+            notes[name] = list(oracle_errors(backbone, x).values())
+            write_json(args.notes, notes)
         return notes[name]
 
     windows = {
@@ -181,15 +155,14 @@ def main() -> None:
         rows.append((ratios.mean(), f"| {' | '.join(map(str, cells))} |\n"))
     text = HEAD.format(
         factor=FACTOR, least=LEAST_CROPS, crop=CROP, shortest=SHORTEST, stride=STRIDE, windows=WINDOWS, seed=args.seed,
-        n_val=args.n, all_val=len(val), date=datetime.date.today().isoformat(), commit=commit.stdout.strip(),
-        parquet=Path(args.parquet).name, columns=" | ".join(f"t = {t}" for t in TIMESTEPS),
-        dashes=" | ".join("---" for _ in TIMESTEPS),
+        n_val=args.n, all_val=len(val), date=date.today(), commit=commit(),
+        parquet=Path(args.parquet).name, columns=" | ".join(f"t = {t}" for t in ORACLE_TIMESTEPS),
+        dashes=" | ".join("---" for _ in ORACLE_TIMESTEPS),
     )  # fmt: skip
     text += "".join(row for _, row in sorted(rows, reverse=True))
     ids = ", ".join(field.id for name in passed for field in three_of_a_column(name))
     text += TAIL.format(known=", ".join(f"{error:.4f}" for error in known), ids=ids)
-    write_bytes(args.out, text.encode())
-    print(text)
+    publish(text, args.out)
     if tuple(passed) != DOMAINS:
         raise SystemExit(
             f"the rule gives {tuple(passed)}, but adir/data/domains.py has {DOMAINS}: update DOMAINS"

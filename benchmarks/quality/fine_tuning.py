@@ -35,6 +35,7 @@ from adir.data.domains import DomainCorpus
 from adir.data.fields import field_named, overlap
 from adir.data.selection import Selection
 from adir.diffusion.posterior import diffuse, epsilon_loss
+from adir.harness.running.pipeline import ORACLE_TIMESTEPS
 from adir.images import generator
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
@@ -43,7 +44,6 @@ from adir.retrieval.query import query_image
 from adir.tasks.operators import SuperResolution
 from adir.tasks.restoration import RestorationTask
 
-ORACLE_TIMESTEPS = (10, 50, 100, 200, 400, 700)
 AVERAGES, ALPHAS = (0.0, 0.9), (0.5,)
 N_IMAGES = {"domains": 3, "unseen": 4}
 

@@ -9,22 +9,17 @@ Run: python benchmarks/quality/gaussian_prior.py [--out results/embedded/gaussia
     on one core.
 """
 
-import argparse
 import math
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from adir.diffusion.guidance import STABLE_STEP
 from adir.diffusion.schedule import Schedule, linear_schedule
-from adir.files import write_bytes
 from adir.tasks.operators import BoxBlur, SuperResolution
+from benchmarks.common import made_on, parser_of, publish
 
 # Pixels of an image. One row is enough, because A is a product of its two directions.
 SIDE = 32
@@ -380,7 +375,7 @@ the same s then fits the noise of deblurring. If y has almost no noise (sr4), th
 
 {conclusion}
 
-{today}; {processor}; Python {python}, torch {torch}; {seconds:.0f} s. Command: `OMP_NUM_THREADS=1 python benchmarks/quality/gaussian_prior.py`
+{made}. Command: `OMP_NUM_THREADS=1 python benchmarks/quality/gaussian_prior.py`
 """
 CONCLUSION = """The likelihood's own scale, s = 1/(2 sigma_y^2), is an upper end, not a default. With many steps the
 samples are then closer to y than the truth is (residual below 1), so they fit its noise, and the mean of
@@ -398,12 +393,8 @@ does not cover a network's errors."""
 
 def main() -> None:
     """Compute, print, and write the report if --out is given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path)
+    parser = parser_of(__doc__)
     arguments = parser.parse_args()
-    start = time.perf_counter()
     parts = {
         "exact": exact_limit_rows(),
         "unit": unit_prior_rows(),
@@ -413,12 +404,9 @@ def main() -> None:
     }
     text = TEXT.format(
         **{name: "\n".join(lines) for name, lines in parts.items()},
-        side=SIDE, draws=DRAWS, conclusion=CONCLUSION, today=date.today().isoformat(), processor=platform.machine(),
-        python=platform.python_version(), torch=torch.__version__, seconds=time.perf_counter() - start,
+        side=SIDE, draws=DRAWS, conclusion=CONCLUSION, made=made_on(),
     )  # fmt: skip
-    print(text)
-    if arguments.out is not None:
-        write_bytes(arguments.out, text.encode())
+    publish(text, arguments.out)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,9 @@ the cost of doing so.
 The exit status is 1 if a mean differs by more than 0.1 dB from the published value.
 """
 
-import argparse
-import datetime
-import shlex
 import statistics
 import sys
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -29,13 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adir.errors import InputError
-from adir.files import walk, write_bytes
+from adir.files import walk
 from adir.images import IMAGE_SUFFIXES, from_uint8, generator, read_image, to_uint8
 from adir.scoring.metrics import psnr
 from adir.tasks.operators import BoxBlur
 from adir.tasks.restoration import RestorationTask
 from adir.weights.cache import known_sha256
 from adir.weights.checkpoint import read_checkpoint
+from benchmarks.common import command, parser_of, publish
 
 PUBLISHED = {30: 30.32, 50: 27.97}
 """{sigma in grey levels: mean PSNR on RGB, in dB}."""
@@ -144,12 +143,8 @@ def report(rows: list[tuple[int, int, float, float]], weights: Path) -> str:
             f"| {sigma} | {n} | {published:.2f} | {here:.2f} | {here - published:+.2f} | "
             f"{as_task:.2f} |"
         )
-    command = shlex.join(["python", "benchmarks/quality/independent.py", *sys.argv[1:]])
-    made = (
-        f"{datetime.date.today().isoformat()}, {weights.name} with SHA-256 "
-        f"{known_sha256(weights)[:16]}..."
-    )
-    return "\n".join([*lines, "", f"{made}:", "", f"    {command}", ""])
+    made = f"{date.today()}, {weights.name} with SHA-256 {known_sha256(weights)[:16]}..."
+    return "\n".join([*lines, "", f"{made}:", "", f"    {command(__file__)}", ""])
 
 
 def main() -> int:
@@ -157,11 +152,8 @@ def main() -> int:
 
     Returns 1 if a mean does not agree with the published value, 2 if files are missing.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path, help=f"with {WEIGHTS} and the images of CBSD68")
-    parser.add_argument("--out", type=Path, help="file for the report, in Markdown")
     given = parser.parse_args()
     torch.set_num_threads(1)
     try:
@@ -169,10 +161,7 @@ def main() -> int:
     except InputError as error:
         print(f"independent.py: {error}", file=sys.stderr)
         return 2
-    text = report(rows, given.folder / WEIGHTS)
-    print(text, end="")
-    if given.out is not None:
-        write_bytes(given.out, text.encode())
+    publish(report(rows, given.folder / WEIGHTS), given.out)
     return int(any(abs(here - PUBLISHED[sigma]) > AGREES for sigma, _, here, _ in rows))
 
 

@@ -6,16 +6,12 @@ The script takes four minutes on one core. Measurements are saved in --notes. A 
 from there with the same command, if the rule and the seed are the same.
 """
 
-import argparse
-import datetime
 import functools
 import io
 import json
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +24,14 @@ from adir.data.corpus import parquet_corpus
 from adir.data.embedded import EmbeddedCorpus, corpus_fields, test_fields
 from adir.data.fields import overlap
 from adir.data.fingerprints import fingerprint
-from adir.files import hash_of, sha256_of_bytes, write_bytes
+from adir.files import hash_of, sha256_of_bytes
+from adir.harness.running.provenance import commit
 from adir.images import from_uint8, to_uint8
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.leakage import COPY_RULE, copies
+from benchmarks.common import REPOSITORY, add_parquet, command, parser_of, publish
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 K = 20
 TEXTURES = ("brick", "grass", "gravel", "hubble_deep_field", "coins", "retina")
 # Images that Caltech-101 holds twice, judged by eye. Leopards are 100 images and their mirror images.
@@ -238,28 +235,16 @@ class Lost:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--parquet",
-        required=True,
-        help="caltech101_128.parquet: image, category, split, source_file",
-    )
+    parser = parser_of(__doc__, REPOSITORY / "results" / "quality" / "leakage.md")
+    add_parquet(parser)
     parser.add_argument(
         "--n", type=int, default=200, help="images: first its split `test`, then `corpus`"
     )
     parser.add_argument("--draws", type=int, default=3, help="copies per test field and kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notes", type=Path, default=Path("leakage-notes.jsonl"))
-    parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "results" / "quality" / "leakage.md"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
-    )
 
     notes = Notes(args.notes.with_stem(f"{args.notes.stem}-{hash_of([COPY_RULE, args.seed])[:10]}"))
     embedded = EmbeddedCorpus()
@@ -293,15 +278,11 @@ def main() -> None:
     seconds = lost["Caltech-101"].seconds / len(photographs)
     of_fields = recall(fields, embedded, args.draws, args.seed, notes, together=False)
     of_photographs = recall(photographs, caltech, 1, args.seed, notes, together=True)
-    # The command is committed, so it must not name folders of one machine.
-    own = (args.parquet, str(args.notes), str(args.out))
-    words = [Path(word).name if word in own else word for word in sys.argv[1:]]
     text = HEAD.format(
         draws=args.draws, fields_size=len(embedded), n=len(photographs), n_test=min(len(test), len(photographs)),
         parquet=Path(args.parquet).name, seed=args.seed,
-        caltech_size=len(caltech), date=datetime.date.today().isoformat(), commit=commit.stdout.strip(),
-        rule=json.dumps(COPY_RULE), command="python benchmarks/quality/leakage.py "
-                                           f"{shlex.join(words)}",
+        caltech_size=len(caltech), date=date.today(), commit=commit(),
+        rule=json.dumps(COPY_RULE), command=command(__file__, (args.parquet, args.notes, args.out)),
     )  # fmt: skip
     text += "".join(
         f"| {kind} | {of_fields[kind]:.3f} | {of_photographs[kind]:.3f} |\n" for kind in of_fields
@@ -322,8 +303,7 @@ test image; the fields that overlap it are not innocent.
         f"\n\nThe rule takes {1000 * seconds:.0f} ms of processor time per test image with "
         f"{len(caltech)} images.\n"
     )
-    write_bytes(args.out, text.encode())
-    print(text)
+    publish(text, args.out)
 
 
 def mirrored_leopard(name: str) -> str:

@@ -8,20 +8,16 @@ conf/encoder/clip.yaml.
 """
 
 import argparse
-import datetime
-import shlex
 import sys
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from adir.data.corpus import parquet_corpus
-from adir.files import write_bytes
 from adir.images import generator
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.encoders.clip import ClipEncoder, random_clip
@@ -30,9 +26,8 @@ from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.leakage import copies
 from adir.retrieval.query import QUERIES, query_image
-from adir.tasks.restoration import RestorationTask
+from benchmarks.common import REPOSITORY, add_parquet, command, parser_of, publish, task_named
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = ("sr4", "sr8", "deblur", "deblur_box4", "deblur_gauss", "colorization", "inpaint_box")
 HEAD = """# Retrieval: precision@{k}
 
@@ -92,16 +87,6 @@ class Study:
         )
 
 
-_tasks: dict[str, RestorationTask] = {}
-
-
-def task_named(name: str) -> RestorationTask:
-    """Return the task of a file in conf/task; tasks are cached with their operators."""
-    if name not in _tasks:
-        _tasks[name] = instantiate(OmegaConf.load(REPOSITORY / "conf" / "task" / f"{name}.yaml"))
-    return _tasks[name]
-
-
 def mean_and_error(values: np.ndarray, sign: bool = False) -> str:
     """Return the mean and its standard error, such as `0.393 ± 0.024`."""
     return (
@@ -122,26 +107,9 @@ def clip_of(args: argparse.Namespace) -> ClipEncoder:
     return ClipEncoder(args.architecture, args.tag, args.clip)
 
 
-def said(script: str, args: argparse.Namespace) -> str:
-    """Return the command line with paths shortened to file names.
-
-    It is committed, so it must not name folders of one machine.
-    """
-    words = [
-        Path(word).name if word in (args.parquet, str(args.clip)) else word for word in sys.argv[1:]
-    ]
-    return f"python benchmarks/quality/{script} {shlex.join(words)}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--parquet",
-        required=True,
-        help="caltech101_128.parquet: image, category, split, source_file",
-    )
+    parser = parser_of(__doc__, REPOSITORY / "results" / "embedded" / "retrieval.md")
+    add_parquet(parser)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="files of conf/task")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
@@ -151,9 +119,6 @@ def main() -> None:
         "--no-floor", action="store_true", help="skip the random CLIP, which takes four minutes"
     )
     add_clip_options(parser)
-    parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "results" / "embedded" / "retrieval.md"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -186,12 +151,11 @@ def main() -> None:
         k=args.k, n=len(study.test), parquet=Path(args.parquet).name, size=len(study.corpus), how=args.query,
         categories=len(set(study.corpus.categories.values())), copies=sum(map(len, study.copies)),
         affected=sum(map(bool, study.copies)), architecture=args.architecture, random_seed=args.random_seed,
-        date=datetime.date.today().isoformat(), seed=args.seed, weights=imagenet.weights_sha256[:12],
-        command=said("retrieval.py", args),
+        date=date.today(), seed=args.seed, weights=imagenet.weights_sha256[:12],
+        command=command(__file__, (args.parquet, args.clip)),
     )  # fmt: skip
     text = head + "\n".join([*(row for rows in lines.values() for row in rows), chance]) + "\n"
-    write_bytes(args.out, text.encode())
-    print(text)
+    publish(text, args.out)
 
 
 if __name__ == "__main__":

@@ -8,30 +8,23 @@ restored on its own with its own noise and blended at the end, as if the image w
 the network. The second uses another seed: its distance is that of two equally good restorations.
 """
 
-import argparse
-import datetime
-import os
-import shlex
 import statistics
-import sys
 from collections.abc import Iterable
-from pathlib import Path
+from datetime import date
 
 import numpy as np
 import skimage.data
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.configuration import config_dir
 from adir.files import write_bytes
 from adir.images import from_uint8, generator, png_bytes, to_uint8
 from adir.samplers.adir import ADIR
 from adir.samplers.tiling import MARGIN, TiledBackbone, ramp, restore_any_size
 from adir.scoring.metrics import psnr
 from adir.tasks.restoration import RestorationTask
+from benchmarks.common import command, parser_of, publish, set_threads, task_named
 
 SIDE = 192  # pixels; 224 with the margin, more than three tiles of 96
 WINDOWS = {"astronaut": (60, 150), "chelsea": (40, 170), "coffee": (90, 210)}
@@ -138,9 +131,7 @@ def study(
     """Return the table's rows, and the comparison image of the first task and window."""
     backbone, rows, sheet = GuidedDiffusion(), [], None
     for task_name in tasks:
-        task: RestorationTask = instantiate(
-            OmegaConf.load(config_dir() / "task" / f"{task_name}.yaml")
-        )
+        task = task_named(task_name)
         sampler = ADIR(n_steps=n_steps, guidance_scale=task.guidance_scale, variance="small")
         found: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
         for name in names:
@@ -196,31 +187,22 @@ def study(
 
 def main() -> None:
     """Measure, print, and write the report and its image if --out is given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, what="folder for tiling.md and tiling.png")
     parser.add_argument("--n-steps", type=int, default=50)
     parser.add_argument("--images", nargs="+", default=list(WINDOWS), choices=list(WINDOWS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--out", type=Path, help="folder for tiling.md and tiling.png")
     arguments = parser.parse_args()
-    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    torch.set_num_threads(threads)
+    threads = set_threads()
     rows, sheet = study(arguments.n_steps, arguments.images, arguments.tasks)
-    words = ["python", "benchmarks/quality/tiling.py", *sys.argv[1:]]
     head = HEAD.format(
         side=SIDE,
         images=", ".join(arguments.images),
         n_steps=arguments.n_steps,
         padded=SIDE + 2 * MARGIN,
     )
-    tail = TAIL.format(
-        date=datetime.date.today().isoformat(), cores=threads, command=shlex.join(words)
-    )
-    text = head + "\n".join(rows) + "\n" + tail
-    print(text)
+    tail = TAIL.format(date=date.today(), cores=threads, command=command(__file__))
+    publish(head + "\n".join(rows) + "\n" + tail, arguments.out and arguments.out / "tiling.md")
     if arguments.out is not None and sheet is not None:
-        write_bytes(arguments.out / "tiling.md", text.encode())
         write_bytes(arguments.out / "tiling.png", png_bytes(np.asarray(to_uint8(sheet))))
 
 

@@ -11,15 +11,14 @@ gradient.
 
 import argparse
 import contextlib
-import datetime
 import itertools
 import json
 import math
 import random
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,12 +30,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from adir.data.base import Corpus
-from adir.files import write_bytes
 from adir.harness.cells.cell import resolve_cell
 from adir.harness.cells.compose import compose
+from adir.harness.running.provenance import commit
+from benchmarks.common import publish
 
 SEED, N_IMAGES, N_CHECKED = 14, 4, 2
-REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = ("sr4", "deblur")
 MARGIN = 0.1
 """A value replaces the default if PSNR - deep-lite0 improves by more than this (1 dB = 1 point)."""
@@ -317,10 +316,7 @@ def page(runs: Runs) -> str:
     """Return the page of the chosen values."""
     rows = []
     with contextlib.suppress(Missing):  # the page shows the settings tuned so far
-        for row in tune(runs):
-            rows.append(row)
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, cwd=REPOSITORY, capture_output=True, text=True).stdout
+        rows.extend(tune(runs))
     size = runs.ids[0].rpartition(" ")[2]
     text = HEAD.format(
         n=runs.n_images,
@@ -329,8 +325,8 @@ def page(runs: Runs) -> str:
         steps=SETTINGS[0].n_steps,
         shares=", ".join(f"{share:g}" for share in SHARES),
         margin=MARGIN,
-        date=datetime.date.today(),
-        commit=commit.strip(),
+        date=date.today(),
+        commit=commit(),
         count=len(runs.lines),
         torch=torch.__version__,
         images=", ".join(image_id.rpartition(" ")[0] for image_id in runs.ids[: runs.n_images]),
@@ -369,14 +365,13 @@ def main() -> None:
     tables = actions.add_parser("table")
     tables.add_argument("folder", type=Path)
     tables.add_argument("--images", type=int, default=N_IMAGES)
-    tables.add_argument("--out", type=Path, help="file for the page; default: print it")
+    tables.add_argument("--out", type=Path, help="file for the page")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.action == "table":
         runs = Runs(arguments.folder, None)
         runs.n_images = arguments.images
-        text = page(runs)
-        print(text) if arguments.out is None else write_bytes(arguments.out, text.encode())
+        publish(page(runs), arguments.out)
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
     runs = Runs(arguments.folder, images(left_out(arguments.parquet, size=None), arguments.size))

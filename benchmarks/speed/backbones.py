@@ -44,6 +44,7 @@ from adir.samplers.adir import ADIR
 from adir.samplers.base import StepCounter
 from adir.samplers.latent import sample_latent
 from adir.tasks.operators import SuperResolution
+from benchmarks.common import parser_of
 
 WHAT = ("step", "adapt", "switch", "total")
 SIDES = {
@@ -439,9 +440,7 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
 
 def main() -> None:
     """Measure the requested figures that are missing, then write the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, Path("results/speed"), "folder for the figures")
     words = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--what", choices=(*WHAT, "report", "all"), default="all")
     parser.add_argument("--networks", type=words, default=list(NETWORKS))
@@ -457,7 +456,6 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, default=Path(tempfile.gettempdir()) / "adir-made-weights"
     )
-    parser.add_argument("--out", type=Path, default=Path("results/speed"))
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     name = device_name(arguments.device)

@@ -7,20 +7,15 @@ a quiet machine: load distorts both the estimate and the measurement.
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/cost_model.py [--out results/speed/cost_model.md]
 """
 
-import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-from datetime import date
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
-
-from adir.files import write_bytes
+from benchmarks.common import command, made_on, parser_of, publish
 
 CELLS = (
     ["task=sr4", "adaptation=none", "sampler.n_steps=50"],
@@ -95,13 +90,10 @@ def row(overrides: list[str], results: str) -> tuple[str, float]:
 
 def main() -> None:
     """Compare all cells, print, and write the table if --out is given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--cells", type=int, default=len(CELLS), help="number of cells to compare")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)  # for the processes of single cells
-    parser.add_argument("--one", choices=("estimate", "run"), help=argparse.SUPPRESS)
+    parser.add_argument("--cell", help=SUPPRESS)  # for the processes of single cells
+    parser.add_argument("--one", choices=("estimate", "run"), help=SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cell is not None:
         print(json.dumps(one_cell(json.loads(arguments.cell), arguments.one)))
@@ -115,19 +107,17 @@ def main() -> None:
         worst = max(worst, error)
     text = f"""# The cost model against what is measured
 
-Embedded prior, the three demo images (128x128), {os.environ["OMP_NUM_THREADS"]} thread: estimated / measured. Seconds are per image,
+Embedded prior, the three demo images (128x128), one thread: estimated / measured. Seconds are per image,
 the mean of all but the first; memory is the process's peak, in MB. The largest error is {worst:.0%}; the goal is at most {WANTED:.0%}.
 
 | cell | retrieve, s | adapt, s | sample, s | score, s | together, s | error | memory, MB | error |
 |---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-{date.today().isoformat()}; load average {os.getloadavg()[1]:.1f}; Python {platform.python_version()}.
-Command: `OMP_NUM_THREADS={os.environ["OMP_NUM_THREADS"]} python benchmarks/speed/cost_model.py --cells {arguments.cells}`
+{made_on()}.
+Command: `OMP_NUM_THREADS=1 {command(__file__)}`
 """
-    if arguments.out is not None:
-        write_bytes(arguments.out, text.encode())
-    print(f"largest error: {worst:.0%}")
+    publish(text, arguments.out)
 
 
 if __name__ == "__main__":

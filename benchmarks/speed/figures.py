@@ -11,6 +11,7 @@ import diffusers
 import torch
 
 from adir.files import read_json, write_json
+from benchmarks.common import processor
 
 Row = dict[str, Any]
 
@@ -59,9 +60,7 @@ def device_name(device: str) -> str:
     """Return the GPU's name, or the processor's name and the number of threads used."""
     if device != "cpu":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 TITLES = {

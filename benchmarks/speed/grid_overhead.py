@@ -8,21 +8,14 @@ a scoring that no other cell could have shared. The script prints a table and wr
 results/speed/grid_overhead.md. It takes about 10 minutes on one core.
 """
 
-import argparse
-import datetime
 import json
-import platform
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from adir.files import safetensors_metadata, write_bytes
+from adir.files import safetensors_metadata
 from adir.harness.records.ledger import DamagedFile, all_records
-from adir.harness.running.provenance import commit
+from benchmarks.common import REPOSITORY, adir, made_on, parser_of, publish, seconds_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 GRID = [
     "data=demo",
     "task=sr4,deblur",
@@ -59,34 +52,24 @@ def distinct_seconds(results: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, REPOSITORY / "results" / "speed" / "grid_overhead.md")
     parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a short test")
-    parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "results" / "speed" / "grid_overhead.md"
-    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "grid"
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "adir", "run", "-m", *GRID, *args.overrides]
-        subprocess.run([*command, f"results={results}"], check=True)
-        wall = time.perf_counter() - started
+        words = ["run", "-m", *GRID, *args.overrides, f"results={results}"]
+        wall = seconds_of(lambda: adir(*words))
         seconds = distinct_seconds(results)
         n_records = len(list(results.glob("cells/**/records/*.json")))
         n_adapters = len(list(results.glob("adapters/*.safetensors")))
-        again_started = time.perf_counter()
-        subprocess.run([*command, f"results={results}"], check=True, stdout=subprocess.DEVNULL)
-        again = time.perf_counter() - again_started
+        again = seconds_of(lambda: adir(*words))
     total = sum(seconds.values())
     lines = [
         "# What the harness costs",
         "",
         f"{n_records} records, {n_adapters} adapters; one worker, one thread; start of Python "
         "and check of the grid included.",
-        f"{datetime.date.today().isoformat()}, commit {commit()}, {platform.machine()}, Python "
-        f"{platform.python_version()}:",
+        f"{made_on()}:",
         "",
         "    python benchmarks/speed/grid_overhead.py " + " ".join(args.overrides),
         "",
@@ -98,9 +81,7 @@ def main() -> None:
         f"| **wall / sum** | **{wall / total:.3f}** (goal: below 1.05) |",
         f"| wall clock of the same command again, all images finished | {again:.1f} |",
     ]
-    text = "\n".join(lines) + "\n"
-    write_bytes(args.out, text.encode())
-    print(text)
+    publish("\n".join(lines) + "\n", args.out)
 
 
 if __name__ == "__main__":

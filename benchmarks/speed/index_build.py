@@ -17,15 +17,12 @@ Run: OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --sizes 2000 8000 
      (5 minutes each on two idle processors; for a short test: --sizes 100 400)
 """
 
-import argparse
-import datetime
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +31,6 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from adir.data.sources.folder import FolderSource
-from adir.files import write_bytes
 from adir.harness.cells.compose import compose
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.encoders.clip import random_clip
@@ -46,6 +42,7 @@ from adir.retrieval.index.builder import (
     missing_shards,
     require_same_index,
 )
+from benchmarks.common import command, made_on, parser_of, publish, resident, seconds_of
 
 SIZE = (512, 384)
 ALONE = 64
@@ -80,9 +77,7 @@ def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
         loading = (time.thread_time() - started) / len(keys)
     inputs = torch.stack([one[1] for one in loaded if not isinstance(one, str)])
     encoder.vectors(inputs[:4])
-    started = time.perf_counter()
-    encoder.vectors(inputs)
-    return loading, (time.perf_counter() - started) / len(inputs)
+    return loading, seconds_of(lambda: encoder.vectors(inputs)) / len(inputs)
 
 
 def build(images: Path, folder: Path, encoder: Encoder, shard_size: int, loaders: int) -> None:
@@ -93,7 +88,7 @@ def build(images: Path, folder: Path, encoder: Encoder, shard_size: int, loaders
     """
     source = FolderSource(images)
     loading, encoding = alone(source, encoder)
-    before = resident("VmRSS")
+    before = resident("VmRSS") / 1e6
     started = time.perf_counter()
     require_same_index(folder, source, encoder)
     extend_plan(folder, source, shard_size)
@@ -104,14 +99,8 @@ def build(images: Path, folder: Path, encoder: Encoder, shard_size: int, loaders
     finish(folder)
     seconds = time.perf_counter() - started
     spent = sum(d.encoding for d in done), sum(d.waiting for d in done)
-    print(
-        sum(d.images for d in done), seconds, *spent, resident("VmHWM"), before, loading, encoding
-    )
-
-
-def resident(name: str) -> float:
-    """Return a field of /proc/self/status in MB."""
-    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
+    peak = resident("VmHWM") / 1e6
+    print(sum(d.images for d in done), seconds, *spent, peak, before, loading, encoding)
 
 
 def row_of(numbers: list[float], processors: int, loaders: int) -> str:
@@ -131,9 +120,7 @@ def row_of(numbers: list[float], processors: int, loaders: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 8000])
     parser.add_argument(
         "--encoder", nargs="+", default=["encoder=imagenet"], help="as for adir index build"
@@ -145,8 +132,7 @@ def main() -> None:
     )
     parser.add_argument("--shard-size", type=int, default=1000)
     parser.add_argument("--loaders", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="file for the table")
-    parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, type=Path, help=SUPPRESS)
     args = parser.parse_args()
     if args.child:
         clip = args.random_clip
@@ -159,12 +145,12 @@ def main() -> None:
     which = (
         ["--random-clip", args.random_clip] if args.random_clip else ["--encoder", *args.encoder]
     )
-    load_average = os.getloadavg()[0]
+    made = made_on()  # with the load before the builds
     with tempfile.TemporaryDirectory() as temporary:
-        images, made = Path(temporary) / "images", 0
+        images, n_made = Path(temporary) / "images", 0
         for size in sorted(args.sizes):
-            make_images(images, made, size)
-            made = size
+            make_images(images, n_made, size)
+            n_made = size
             words = [*which, "--shard-size", str(args.shard_size), "--loaders", str(args.loaders)]
             child = [
                 sys.executable,
@@ -195,16 +181,9 @@ def main() -> None:
         "column must not grow with the",
         "number of images.",
         "",
-        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, load average "
-        "at the start "
-        f"{load_average:.1f}; torch {torch.__version__}. Command: "
-        f"`OMP_NUM_THREADS={torch.get_num_threads()} python "
-        f"benchmarks/speed/index_build.py {' '.join(sys.argv[1:])}`",
+        f"{made}. Command: `OMP_NUM_THREADS={torch.get_num_threads()} {command(__file__)}`",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.out:
-        write_bytes(args.out, text.encode())
+    publish("\n".join(lines) + "\n", args.out)
 
 
 if __name__ == "__main__":

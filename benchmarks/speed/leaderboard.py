@@ -8,25 +8,28 @@ Run: OMP_NUM_THREADS=1 python benchmarks/speed/leaderboard.py [--repeats 5] [--o
     results/speed/leaderboard.md]
 """
 
-import argparse
 import itertools
 import os
-import platform
 import random
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
+from statistics import median
 
-from adir.files import write_bytes
 from adir.harness.records.record import Neighbour, Record
-from adir.harness.running.provenance import commit
+from benchmarks.common import (
+    REPOSITORY,
+    adir,
+    command,
+    made_on,
+    parser_of,
+    publish,
+    seconds_of,
+    seconds_of_children,
+)
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.append(str(REPOSITORY / "tests"))
 from made_records import made_record, put, sha256_of
 
 IMAGES, SEEDS, TASKS = 50, 2, 4
@@ -71,16 +74,9 @@ def records(n_modes: int) -> Iterator[Record]:
 
 def time_command(folder: Path) -> tuple[float, float]:
     """Return the (wall-clock, processor) seconds of one `adir leaderboard`."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "adir", "leaderboard", str(folder)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    wall = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    before = seconds_of_children()
+    wall = seconds_of(lambda: adir("leaderboard", folder))
+    return wall, seconds_of_children() - before
 
 
 def main() -> int:
@@ -88,35 +84,28 @@ def main() -> int:
 
     Returns 1 if the command is slower than WANTED.
     """
-    arguments = argparse.ArgumentParser(
-        description="Seconds of `adir leaderboard` over many records."
-    )
-    arguments.add_argument("--records", type=int, default=10_000)
-    arguments.add_argument("--repeats", type=int, default=5)
-    arguments.add_argument("--out", type=Path)
-    given = arguments.parse_args()
+    parser = parser_of(__doc__)
+    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         n = write_records(Path(folder), given.records)
         times = [time_command(Path(folder)) for _ in range(given.repeats)]
-    wall, processor = sorted(t[0] for t in times), sorted(t[1] for t in times)
+    rows = [
+        f"| seconds, {clock} | {min(found):.2f} | {median(found):.2f} | {max(found):.2f} |\n"
+        for clock, found in zip(("wall clock", "processor"), zip(*times, strict=True), strict=True)
+    ]
     text = (
         f"# `adir leaderboard` over {n:,} records\n\n"
-        f"    OMP_NUM_THREADS=1 python benchmarks/speed/leaderboard.py {' '.join(sys.argv[1:])}\n\n"
+        f"    OMP_NUM_THREADS=1 {command(__file__)}\n\n"
         "| | fastest | median | slowest |\n|---|---|---|---|\n"
-        f"| seconds, wall clock | {wall[0]:.2f} | {wall[len(wall) // 2]:.2f} | {wall[-1]:.2f} |\n"
-        f"| seconds, processor | {processor[0]:.2f} | {processor[len(processor) // 2]:.2f} | "
-        f"{processor[-1]:.2f} |\n\n"
+        f"{''.join(rows)}\n"
         f"Goal: under {WANTED:g} processor seconds for 10,000. {given.repeats} runs, one "
-        "thread, files in the page cache, "
-        "the four files written; "
-        f"{date.today().isoformat()}, commit {commit()}, "
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}.\n"
+        f"thread, files in the page cache, the four files written; {made_on()}.\n"
     )
-    if given.out is not None:
-        write_bytes(given.out, text.encode())
-    print(text, end="")
-    return 1 if processor[0] > WANTED else 0
+    publish(text, given.out)
+    return 1 if min(processor for _, processor in times) > WANTED else 0
 
 
 if __name__ == "__main__":

@@ -8,17 +8,15 @@ of 2 M parameters to try the script. Each step runs in its own process. Importin
 is not part of a step's time.
 """
 
-import argparse
-import datetime
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,8 +26,8 @@ import torch
 from adir.backbones.adm.architecture import Architecture, Flags
 from adir.backbones.adm.conversion import tensors_of
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.files import write_bytes
 from adir.weights.download import readable_size
+from benchmarks.common import command, made_on, parser_of, publish, resident
 
 GD256 = {
     "image_size": 256,
@@ -67,11 +65,6 @@ again: 3 s, and no second copy.
 | step | seconds | largest resident set | of that, above imports | the process's own at the end (not mapped from files) |
 |---|---|---|---|---|
 """
-TAIL = """
-{date}; {cpu}, load average {load:.1f}; Python {python}, torch {torch}, diffusers {diffusers}; {threads} thread(s).
-
-    {command}
-"""
 
 
 def flags_of(small: bool) -> Flags:
@@ -104,20 +97,11 @@ def step(name: str, folder: Path, flags: Flags) -> dict[str, float]:
         "diffusers": lambda: diffusers.UNet2DModel.from_pretrained(str(converted)),
     }
     started = time.perf_counter()
-    kept = actions[name]()
+    kept = actions[name]()  # so that its memory still counts
     seconds = time.perf_counter() - started
     memory = {"peak": resident("VmHWM"), "own": resident("RssAnon")}
     del kept
     return {"seconds": seconds, **memory}
-
-
-def resident(field: str) -> float:
-    """Return a field of /proc/self/status in bytes.
-
-    field: VmHWM, the largest resident set, or RssAnon, the present pages not mapped from files.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def in_a_process(name: str, folder: Path, small: bool) -> dict[str, float]:
@@ -138,7 +122,7 @@ def in_a_process(name: str, folder: Path, small: bool) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(folder: Path, small: bool, repeats: int, command: str) -> str:
+def report(folder: Path, small: bool, repeats: int) -> str:
     """Measure all steps and return the report as Markdown."""
     parameters = make(folder / "made.pt", flags_of(small))
     os.sync()
@@ -166,43 +150,24 @@ def report(folder: Path, small: bool, repeats: int, command: str) -> str:
         repeats=repeats,
         baseline=readable_size(int(baseline)),
     )
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    tail = TAIL.format(
-        date=datetime.date.today().isoformat(),
-        cpu=next(
-            (line.split(":", 1)[1].strip() for line in info if line.startswith("model name")),
-            platform.processor(),
-        ),
-        load=os.getloadavg()[1],
-        python=platform.python_version(),
-        torch=torch.__version__,
-        diffusers=diffusers.__version__,
-        threads=os.environ.get("OMP_NUM_THREADS", "all"),
-        command=command,
-    )
-    return head + "\n".join(rows) + "\n" + tail
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    tail = f"{made_on('diffusers')}; {threads} thread(s).\n\n    {command(__file__)}\n"
+    return "\n".join([head + "\n".join(rows), "", tail])
 
 
 def main() -> None:
     """Measure, print, and write the report if --out is given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="scratch folder (default: a temporary one)")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=list(STEPS), help=SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step is not None:
         print(json.dumps(step(arguments.step, arguments.folder, flags_of(arguments.small))))
         return
-    command = shlex.join(["python", "benchmarks/speed/loading.py", *sys.argv[1:]])
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        text = report(Path(folder), arguments.small, arguments.repeats, command)
-    print(text)
-    if arguments.out is not None:
-        write_bytes(arguments.out, text.encode())
+        publish(report(Path(folder), arguments.small, arguments.repeats), arguments.out)
 
 
 if __name__ == "__main__":

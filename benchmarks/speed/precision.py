@@ -8,32 +8,19 @@ Run: OMP_NUM_THREADS=1 python benchmarks/speed/precision.py [--images 4] [--step
     [--out FILE]
 """
 
-import argparse
-import os
-import platform
 import time
-from datetime import date
-from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
-
-import torch
 from torch import Tensor
 
 from adir.backbones.execution import DTYPES, Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.data.embedded import test_fields
-from adir.files import write_bytes
 from adir.images import generator
 from adir.samplers.adir import ADIR
-from adir.tasks.operators import BoxBlur, SuperResolution
 from adir.tasks.restoration import RestorationTask
+from benchmarks.common import command, made_on, parser_of, publish, set_threads, task_named
 
-TASKS = (
-    RestorationTask("sr4", 1, SuperResolution(4), 0, 100),
-    RestorationTask("deblur", 1, BoxBlur(5), 10, 30),
-)
-"""The tasks sr4 and deblur, as in conf/task."""
+TASKS = ("sr4", "deblur")
 ENOUGH = 40.0  # dB
 
 
@@ -60,9 +47,7 @@ def restored(
 
 def main() -> None:
     """Measure, print, and write the table if --out is given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--side", type=int, default=128, help="centre crop; a multiple of 8")
@@ -70,9 +55,8 @@ def main() -> None:
         "--dtypes", default="bfloat16", help="bfloat16, float16, or bfloat16,float16"
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    threads = set_threads()
     dtypes = arguments.dtypes.split(",")
     backbones = {
         dtype: GuidedDiffusion(
@@ -85,7 +69,7 @@ def main() -> None:
     for name, image in test_fields()[: arguments.images]:
         corner = (image.shape[-1] - arguments.side) // 2
         x = image[:, corner : corner + arguments.side, corner : corner + arguments.side]
-        for task in TASKS:
+        for task in map(task_named, TASKS):
             reference, seconds = restored(task, x, name, backbones["float32"], arguments.steps)
             for dtype in dtypes:
                 other, took = restored(task, x, name, backbones[dtype], arguments.steps)
@@ -97,11 +81,6 @@ def main() -> None:
                     f"{seconds:.1f} | {took:.1f} |"
                 )
                 print(rows[-1], flush=True)
-    command = (
-        f"python benchmarks/speed/precision.py --images {arguments.images} --steps "
-        f"{arguments.steps}"
-    )
-    command += f" --side {arguments.side} --dtypes {arguments.dtypes} --device {arguments.device}"
     text = f"""# Precision of sampling
 
 ADIR on the embedded prior, {arguments.steps} steps, {arguments.side}x{arguments.side}, no adaptation; y and noise are equal. Lowest PSNR between a
@@ -111,12 +90,10 @@ precision and float32: {lowest:.1f} dB; goal: {ENOUGH:.0f} dB.
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-{date.today().isoformat()}; device {arguments.device}; Python {platform.python_version()}, torch {torch.__version__}. Command:
-`OMP_NUM_THREADS={os.environ["OMP_NUM_THREADS"]} {command}`
+Device {arguments.device}; {made_on()}. Command:
+`OMP_NUM_THREADS={threads} {command(__file__)}`
 """
-    if arguments.out is not None:
-        write_bytes(arguments.out, text.encode())
-    print(f"lowest: {lowest:.1f} dB")
+    publish(text, arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,30 +7,25 @@ knn and random with three K), five seeds, up to 20 neighbours, 400 losses per ad
 files are hard links to 16 files, so as much is read as in a real folder without filling the disk.
 """
 
-import argparse
 import itertools
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
-from datetime import date
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
 from adir.data.embedded import TEST_FIELDS, cut
-from adir.files import write_bytes
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import Record
-from adir.harness.running.provenance import commit
 from adir.images import png_bytes
+from benchmarks.common import REPOSITORY, adir, command, made_on, parser_of, publish, seconds_of
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.append(str(REPOSITORY / "tests"))
 from made_records import changed, ledger_of, made_record, put, sha256_of
 
 ROWS = [
@@ -120,24 +115,9 @@ def made_results_record(
     )
 
 
-def seconds_of(command: str, folder: Path) -> float:
-    """Return the wall-clock seconds of `adir COMMAND FOLDER`, including the start of Python.
-
-    Raises:
-        CalledProcessError: if the command fails.
-    """
-    started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "adir", command, str(folder)], check=True, stdout=subprocess.DEVNULL
-    )
-    return time.perf_counter() - started
-
-
 def main() -> None:
     """Make the folder, time the two commands on it, and print or write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=256, help="side of every image in pixels")
     parser.add_argument("--repeats", type=int, default=3)
@@ -146,7 +126,6 @@ def main() -> None:
         type=Path,
         help="create the results here and keep them (default: a temporary folder)",
     )
-    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as temporary:
@@ -156,30 +135,25 @@ def main() -> None:
             print(f"made {made:,} records of {options.size} pixels")
         n_records = sum(1 for _ in folder.glob("cells/*/*/*/records/*.json"))
         times = {
-            command: sorted(seconds_of(command, folder) for _ in range(options.repeats))
-            for command in ("report", "leaderboard")
+            word: [seconds_of(lambda word=word: adir(word, folder)) for _ in range(options.repeats)]
+            for word in WANTED
         }
         megabytes = (folder / "report.html").stat().st_size / 1e6
     rows = [
-        f"| `adir {command}` | {found[0]:.1f} | {found[len(found) // 2]:.1f} | {found[-1]:.1f} "
-        f"| {WANTED[command]} |\n"
-        for command, found in times.items()
+        f"| `adir {word}` | {min(found):.1f} | {median(found):.1f} | {max(found):.1f} "
+        f"| {WANTED[word]} |\n"
+        for word, found in times.items()
     ]
     text = (
         f"# `adir report` over {n_records:,} records of {options.size} pixels\n\n"
-        f"    OMP_NUM_THREADS=1 python benchmarks/speed/report.py {' '.join(sys.argv[1:])}\n\n"
+        f"    OMP_NUM_THREADS=1 {command(__file__)}\n\n"
         "| seconds, wall clock | fastest | median | slowest | wanted, at most "
         "|\n|---|---|---|---|---|\n"
         f"{''.join(rows)}\n"
         f"{options.repeats} runs of each, from the start of Python; files in the page cache; "
-        f"the page has {megabytes:.1f} MB. "
-        f"{date.today().isoformat()}, commit {commit()}, {os.cpu_count()} cores "
-        f"({platform.machine()}), "
-        f"Python {platform.python_version()}.\n"
+        f"the page has {megabytes:.1f} MB. {made_on()}.\n"
     )
-    if options.out is not None:
-        write_bytes(options.out, text.encode())
-    print(text, end="")
+    publish(text, options.out)
 
 
 if __name__ == "__main__":

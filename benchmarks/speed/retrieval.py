@@ -14,32 +14,26 @@ Run: OMP_NUM_THREADS=2 python benchmarks/speed/retrieval.py --out results/speed/
      (the second is a short test)
 """
 
-import argparse
-import datetime
-import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import faiss
 import numpy as np
-import scipy
 import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional
 
-from adir.files import write_bytes, write_json
+from adir.files import write_json
 from adir.retrieval.index.memory import Index
 from adir.retrieval.index.search import squared_distances
 from adir.retrieval.index.sharded import ShardedIndex
 from adir.retrieval.index.shards import SCHEMA, IndexedImage, Shard, write_shard
+from benchmarks.common import command, made_on, parser_of, publish, resident, seconds_of
 
 DIMENSIONS, CENTRES, SHARD = 512, 20_000, 100_000
 ENCODER = {"name": "made", "weights_sha256": "0" * 64, "metric": "angular"}
@@ -86,16 +80,6 @@ def make_index(folder: Path, count: int) -> None:
     write_json(folder / "manifest.json", manifest | {"dimensions": DIMENSIONS})
 
 
-def seconds(function: Callable[[], object], rounds: int) -> list[float]:
-    """Return the wall-clock seconds of each of `rounds` calls."""
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return times
-
-
 def memory_of_a_search(folder: Path, queries: Tensor, k: int) -> tuple[float, float]:
     """Return (peak resident GB, anonymous GB) of a fresh process that searches once."""
     code = (
@@ -109,16 +93,11 @@ def memory_of_a_search(folder: Path, queries: Tensor, k: int) -> tuple[float, fl
         torch.save(queries, f"{temporary}/queries")
         words = [sys.executable, "-c", code, str(folder), f"{temporary}/queries", str(k)]
         status = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    peak, own = (
-        int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1e6 for name in ("VmHWM", "RssAnon")
-    )
-    return peak, own
+    return resident("VmHWM", status) / 1e9, resident("RssAnon", status) / 1e9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--images",
         type=int,
@@ -133,7 +112,6 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="folder to keep the index in (default: a temporary folder)"
     )
-    parser.add_argument("--out", type=Path, help="file for the table")
     args = parser.parse_args()
     threads = torch.get_num_threads()
     faiss.omp_set_num_threads(threads)
@@ -146,7 +124,7 @@ def main() -> None:
         opening = time.perf_counter()
         ours = ShardedIndex(folder)
         opening = time.perf_counter() - opening
-        first = seconds(lambda: ours.search(queries, args.k), 1)[0]
+        first = seconds_of(lambda: ours.search(queries, args.k))
         peak, own = memory_of_a_search(folder, queries, args.k)
 
         # The K-D tree is measured first, because faiss needs another 3.6 GB.
@@ -154,15 +132,11 @@ def main() -> None:
         building = time.perf_counter()
         tree = KDTree(few)
         building = time.perf_counter() - building
-        sub = few_index(few)
-        tree_time = (
-            seconds(lambda: tree.query(queries[: args.tree_queries].numpy(), args.k), 1)[0]
-            / args.tree_queries
-        )
-        sub_time = (
-            statistics.median(seconds(lambda: sub.search(queries, args.k), args.rounds))
-            / args.queries
-        )
+        sub = Index([f"{row:08d}" for row in range(len(few))], torch.from_numpy(few).half())
+        asked = queries[: args.tree_queries].numpy()
+        tree_time = seconds_of(lambda: tree.query(asked, args.k)) / args.tree_queries
+        sub_times = [seconds_of(lambda: sub.search(queries, args.k)) for _ in range(args.rounds)]
+        sub_time = statistics.median(sub_times) / args.queries
         tree_rows = tree.query(queries[:1].numpy(), args.k)[1][0]
         assert {f"{row:08d}" for row in tree_rows} == set(sub.search(queries[:1], args.k)[0][0])
         del few
@@ -172,8 +146,8 @@ def main() -> None:
             flat.add(part.vectors.float().numpy())
         mine, theirs = [], []
         for _ in range(args.rounds):  # alternating, so that load slows both
-            mine += seconds(lambda: ours.search(queries, args.k), 1)
-            theirs += seconds(lambda: flat.search(queries.numpy(), args.k), 1)
+            mine.append(seconds_of(lambda: ours.search(queries, args.k)))
+            theirs.append(seconds_of(lambda: flat.search(queries.numpy(), args.k)))
         ids, _ = ours.search(queries, args.k)
         rows = flat.search(queries.numpy(), args.k)[1]
         same = np.mean(
@@ -208,21 +182,9 @@ def main() -> None:
         "The first query's neighbours equal a float64 sort of all vectors; faiss-flat "
         f"(float32) shares {same:.2%} of ours.",
         "",
-        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} processors, load average "
-        f"{os.getloadavg()[0]:.1f}; torch {torch.__version__}, scipy {scipy.__version__}. Command: "
-        f"`OMP_NUM_THREADS={threads} python benchmarks/speed/retrieval.py "
-        f"{' '.join(sys.argv[1:])}`".rstrip(),
+        f"{made_on('scipy')}. Command: `OMP_NUM_THREADS={threads} {command(__file__)}`",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.out:
-        write_bytes(args.out, text.encode())
-
-
-def few_index(vectors: np.ndarray) -> Index:
-    """Return an index in memory of the K-D tree's vectors."""
-    return Index([f"{row:08d}" for row in range(len(vectors))], torch.from_numpy(vectors).half())
+    publish("\n".join(lines) + "\n", args.out)
 
 
 def check_against_brute_force(index: ShardedIndex, query: Tensor, ids: list[str]) -> None:

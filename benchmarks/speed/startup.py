@@ -7,22 +7,19 @@ one. Each command runs in its own process with one thread. A figure is the media
 user and system time, including child processes.
 """
 
-import argparse
-import datetime
 import os
-import resource
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent.parent.parent
+from benchmarks.common import REPOSITORY, command, made_on, parser_of, publish, seconds_of_children
+
 RUN = "run task=sr4 sampler=bicubic data=folder data.path=images scoring.metrics=[ssim]"
 # {label: (words after `adir`, the goal in multiples of `import torch` or in seconds)}
 COMMANDS = {
@@ -43,14 +40,14 @@ COMMANDS = {
 def seconds(arguments: list[str], checkout: Path, folder: Path) -> float:
     """Return the processor time of one process; exit statuses 0 and 2 are accepted."""
     env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = seconds_of_children()
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken = seconds_of_children() - before
     if done.returncode not in (0, 2) or "Traceback" in done.stderr:
         raise SystemExit(f"{shlex.join(arguments)}: {done.stderr}")
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return taken
 
 
 def commit(checkout: Path) -> str:
@@ -61,14 +58,11 @@ def commit(checkout: Path) -> str:
 
 def main() -> None:
     """Measure, and print or write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--before", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    checkouts = {"before": arguments.before.resolve(), "after": HERE}
+    checkouts = {"before": arguments.before.resolve(), "after": REPOSITORY}
     found: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -77,9 +71,8 @@ def main() -> None:
         for path in ("y.png", "images/a.png", "images/b.png"):
             Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / path)
         for _ in range(arguments.rounds):
-            found.setdefault(("torch", ""), []).append(
-                seconds(["-c", "import torch"], HERE, folder)
-            )
+            taken = seconds(["-c", "import torch"], REPOSITORY, folder)
+            found.setdefault(("torch", ""), []).append(taken)
             for which, checkout in checkouts.items():
                 for label, (words, _) in COMMANDS.items():
                     taken = seconds(["-m", "adir", *shlex.split(words)], checkout, folder)
@@ -90,7 +83,7 @@ def main() -> None:
         "# Start-up\n",
         f"Processor seconds, medians of {arguments.rounds} processes of one thread; `import "
         f"torch` {torch_seconds:.2f}.\n",
-        f"| command | before ({commit(checkouts['before'])}) | after ({commit(HERE)}) | after / "
+        f"| command | before ({commit(checkouts['before'])}) | after ({commit(REPOSITORY)}) | after / "
         "`import torch` | at most |",
         "|---|---|---|---|---|",
     ]
@@ -100,20 +93,12 @@ def main() -> None:
             f"| {label}: `adir {words}` | {before:.2f} | {after:.2f} | "
             f"{after / torch_seconds:.2f} | {most} |"
         )
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("torch", "diffusers", "deepinv", "pyiqa")
-    )
     lines += [
         "\nOne image of 32x32, or two; the prior sees 128x128.\n",
-        f"{datetime.date.today()}; load average {os.getloadavg()[0]:.1f}; Python "
-        f"{sys.version.split()[0]}, {packages}.\n",
-        f"    python benchmarks/speed/startup.py --before FOLDER --rounds {arguments.rounds} "
-        "--out results/speed/startup.md",
+        f"{made_on('diffusers', 'deepinv', 'pyiqa')}.\n",
+        f"    {command(__file__, [arguments.before])}",
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text)
+    publish("\n".join(lines) + "\n", arguments.out)
 
 
 if __name__ == "__main__":

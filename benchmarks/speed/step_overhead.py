@@ -11,28 +11,20 @@ Run: OMP_NUM_THREADS=1 python benchmarks/speed/step_overhead.py [--repeats 9] [-
     results/speed/step_overhead.md]
 """
 
-import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
-from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
 
 import deepinv
-import diffusers
 import torch
 from torch import Tensor
 
 from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.files import write_bytes
 from adir.samplers.adir import ADIR
 from adir.samplers.svd import as_physics
 from adir.tasks.operators import BoxBlur, Operator, SuperResolution
+from benchmarks.common import command, made_on, parser_of, publish, set_threads
 
 SIDE, STEPS = 128, 3
 Seconds = tuple[float, float]  # wall clock, processor
@@ -181,16 +173,9 @@ def own_milliseconds(
     return statistics.median(timed(run)[1] for _ in range(repeats)) / 50 * 1000
 
 
-def cpu_name() -> str:
-    """Return the processor's name and the number of processors."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} processors"
-
-
-def report(repeats: int, command: str) -> str:
+def report(repeats: int) -> str:
     """Measure everything and return it as Markdown."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    threads = set_threads()
     backbone = GuidedDiffusion()
     stopwatch = Stopwatch(backbone)
     rows, dps_rows = [], []
@@ -219,7 +204,7 @@ def report(repeats: int, command: str) -> str:
                 print(dps_rows[-1], flush=True)
     return f"""# Time of a step of ADIR
 
-The embedded prior at {SIDE}x{SIDE}, {torch.get_num_threads()} thread, {repeats} rounds of {STEPS} steps, interleaved.
+The embedded prior at {SIDE}x{SIDE}, {threads} thread, {repeats} rounds of {STEPS} steps, interleaved.
 Ratios are medians over rounds, quartiles in brackets. Lower is better. Target for ADIR over the bare network: 1.05.
 
 | task | batch | bare network, ms | ADIR step, ms | sampler's own, ms | ADIR / network inside | ADIR / bare network | the same, processor time | `predict` / bare network, processor time |
@@ -238,25 +223,17 @@ Milliseconds are wall clock, except the sampler's own, which are processor time.
 
 deepinv's DPS also calls the network once per step, and differentiates through it with respect to x_t.
 
-{date.today().isoformat()}; {cpu_name()}, load average {os.getloadavg()[1]:.1f}; Python {platform.python_version()}, torch {torch.__version__},
-diffusers {diffusers.__version__}, deepinv {deepinv.__version__}. Command: `{command}`
+{made_on("diffusers", "deepinv")}.
+Command: `OMP_NUM_THREADS={threads} {command(__file__)}`
 """
 
 
 def main() -> None:
     """Measure, print, and write the report if --out is given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    command = (
-        f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python benchmarks/speed/step_overhead.py"
-    )
-    text = report(arguments.repeats, f"{command} --repeats {arguments.repeats}")
-    if arguments.out is not None:
-        write_bytes(arguments.out, text.encode())
+    publish(report(arguments.repeats), arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ which one is killed half way, after which the grid is started again. The script 
 writes it to results/speed/workers.md. It takes about 15 minutes on two idle cores.
 """
 
-import argparse
-import datetime
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -18,35 +15,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from adir.files import sha256_of_file, write_bytes
-from adir.harness.running.provenance import commit
+from adir.files import sha256_of_file
+from benchmarks.common import REPOSITORY, adir, made_on, parser_of, publish, seconds_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 GRID = ["data=embedded", "task=sr4,deblur", "adaptation=none,self,knn,random"]
 
 
-def command(results: Path, launcher: str, overrides: list[str]) -> list[str]:
-    """Return the command that runs the grid."""
-    return [
-        sys.executable,
-        "-m",
-        "adir",
-        "run",
-        "-m",
-        *GRID,
-        f"hydra/launcher={launcher}",
-        f"results={results}",
-        *overrides,
-    ]
+def grid(results: Path, launcher: str, overrides: list[str]) -> list[str]:
+    """Return the words after `adir` that run the grid."""
+    return ["run", "-m", *GRID, f"hydra/launcher={launcher}", f"results={results}", *overrides]
 
 
 def table_sha256(results: Path) -> str:
     """Return the SHA-256 of leaderboard.csv."""
-    subprocess.run(
-        [sys.executable, "-m", "adir", "leaderboard", str(results)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    adir("leaderboard", results)
     return sha256_of_file(results / "leaderboard.csv")
 
 
@@ -73,29 +55,25 @@ def worker_of(pid: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, REPOSITORY / "results" / "speed" / "workers.md")
     parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a short test")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "speed" / "workers.md")
     args = parser.parse_args()
     seconds: dict[str, float] = {}
     tables: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, launcher in (("one worker", "basic"), ("two workers", "two_processes")):
             results = Path(folder) / launcher
-            started = time.perf_counter()
-            subprocess.run(
-                command(results, launcher, args.overrides), check=True, stdout=subprocess.DEVNULL
-            )
-            seconds[name], tables[name] = time.perf_counter() - started, table_sha256(results)
+            words = grid(results, launcher, args.overrides)
+            seconds[name] = seconds_of(lambda words=words: adir(*words))
+            tables[name] = table_sha256(results)
             n_records = count(results)
 
         results = Path(folder) / "killed"
         name = "two workers, one killed half way, started again"
+        words = grid(results, "two_processes", args.overrides)
         started = time.perf_counter()
         run = subprocess.Popen(
-            command(results, "two_processes", args.overrides),
+            [sys.executable, "-m", "adir", *words],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -103,9 +81,7 @@ def main() -> None:
             time.sleep(0.2)
         os.kill(worker_of(run.pid), signal.SIGKILL)
         status, at_kill = run.wait(), count(results)
-        subprocess.run(
-            command(results, "two_processes", args.overrides), check=True, stdout=subprocess.DEVNULL
-        )
+        adir(*words)
         seconds[name], tables[name] = time.perf_counter() - started, table_sha256(results)
     rows = [
         f"| {name} | {seconds[name]:.0f} | {seconds['one worker'] / seconds[name]:.2f} | "
@@ -115,11 +91,9 @@ def main() -> None:
     lines = [
         "# One worker and two",
         "",
-        f"{n_records} records, one thread per worker, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f} at the end. The "
-        f"killed grid ended with status {status} and {at_kill} records.",
-        f"{datetime.date.today().isoformat()}, commit {commit()}, {platform.machine()}, Python "
-        f"{platform.python_version()}:",
+        f"{n_records} records, one thread per worker. The killed grid ended with status {status} "
+        f"and {at_kill} records.",
+        f"{made_on()}:",
         "",
         "    python benchmarks/speed/workers.py " + " ".join(args.overrides),
         "",
@@ -127,9 +101,7 @@ def main() -> None:
         "|---|---|---|---|",
         *rows,
     ]
-    text = "\n".join(lines) + "\n"
-    write_bytes(args.out, text.encode())
-    print(text)
+    publish("\n".join(lines) + "\n", args.out)
 
 
 if __name__ == "__main__":
