@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from adir.errors import InputError
 from adir.files import write_bytes
+from adir.harness.records.ledger import DamagedFile, all_records
+from adir.harness.records.record import Record
 from adir.harness.running.provenance import commit
 from adir.tasks.restoration import RestorationTask
 
@@ -98,6 +101,21 @@ def task_named(name: str) -> RestorationTask:
     return instantiate(OmegaConf.load(REPOSITORY / "conf" / "task" / f"{name}.yaml"))
 
 
+def finished_records(results: Path) -> Iterator[Record]:
+    """Yield the records of a results folder.
+
+    Raises InputError if one of them is damaged or failed.
+    """
+    for record in all_records(results):
+        if isinstance(record, DamagedFile):
+            raise InputError(str(record))
+        if record.status != "done":
+            raise InputError(
+                f"{results}: {record.axes} failed on {record.image.id}: {record.error}"
+            )
+        yield record
+
+
 def processor() -> str:
     """Return the name of the processor."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -129,6 +147,6 @@ def command(script: str, shortened: Iterable[object] = ()) -> str:
 
 def publish(text: str, out: Path | None) -> None:
     """Print a page, and write it to the file `out` if there is one."""
-    print(text)
+    print(text, end="")
     if out is not None:
         write_bytes(out, text.encode())

@@ -20,14 +20,12 @@ from torch import Tensor
 from adir.backbones.base import Prediction
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
-from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.record import Record
 from adir.harness.tables.statistics import PairedDifference, paired_difference
 from adir.samplers.adir import ADIR, FastADIR
 from adir.tasks.operators import BoxBlur, SuperResolution
-from benchmarks.common import command, made_on, parser_of, publish
+from benchmarks.common import command, finished_records, made_on, parser_of, publish
 
-SAMPLERS = {"adir_clean": ADIR, "adir_fast": FastADIR}  # adir_clean with eta=0 and temperature=1
 COUNTS = (10, 20, 50)
 MARGIN = 0.2  # dB: adir_fast may replace the first-order step if the difference lies within it
 N_DRAWS = 64
@@ -119,13 +117,7 @@ def read(results: Path) -> Scores:
         InputError: if a record failed or is damaged, or if no cell is complete.
     """
     found: Scores = defaultdict(dict)
-    for record in all_records(results):
-        if isinstance(record, DamagedFile):
-            raise InputError(str(record))
-        if record.status != "done" or record.sampler is None:
-            raise InputError(
-                f"{results}: {record.axes} is not done on {record.image.id}: {record.error}"
-            )
+    for record in finished_records(results):
         found[record.axes.task, record.axes.sampler, record.sampler.network_evaluations][
             record.image.id
         ] = record

@@ -132,13 +132,13 @@ def restore(cell: Cell, image_id: str, x: Tensor, folder: Path) -> dict[str, Any
         )
     seconds = time.perf_counter() - started
     file = Path("images") / f"{image_id}-{cell.identity.sha256[:16]}.png".replace("/", "_")
-    line: dict[str, Any] = {"cell": cell.identity.sha256, "image": image_id, "task": cell.task.name}
-    line |= {
+    line: dict[str, Any] = {
+        "cell": cell.identity.sha256,
+        "image": image_id,
+        "task": cell.task.name,
         "adaptation": cell.configuration["adaptation"]["name"],
         "k": cell.k,
         "sampler": cell.identity.configuration["sampler"],
-    }
-    line |= {
         "evaluations": result.network_evaluations,
         "seconds": round(seconds, 1),
         "error": result.errors[0],

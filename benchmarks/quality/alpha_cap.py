@@ -7,7 +7,6 @@ Its table is in results/embedded/adaptation.md.
 """
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -18,9 +17,10 @@ from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
-from adir.harness.records.record import OracleError
+from adir.harness.records.record import OracleError, Record
 from adir.harness.running.pipeline import eps_errors, oracle_eps_change
 from adir.harness.running.stores import AdapterStore
+from benchmarks.common import finished_records
 
 CAPS = (0.25, 0.5, 0.75)
 
@@ -36,12 +36,11 @@ def main() -> None:
     changes: dict[tuple[str, str], dict[str, list[list[float]]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for path in sorted(options.folder.glob("cells/*/*/*/records/*.json")):
-        record = json.loads(path.read_text())
-        if record["adapter"] is None or not record["oracle"] or record["axes"]["adapter"] != "full":
+    for record in finished_records(options.folder):
+        if record.adapter is None or not record.oracle or record.axes.adapter != "full":
             continue
-        cluster = record["image"].get("cluster") or record["image"]["id"]
-        key = record["axes"]["task"], record["axes"]["adaptation"]
+        key = record.axes.task, record.axes.adaptation
+        cluster = record.image.cluster or record.image.id
         changes[key][cluster].append(changes_of(cell, record, options.folder))
     print(
         "| task | mode | images | accepted | as it is | "
@@ -61,12 +60,11 @@ def main() -> None:
         )
 
 
-def changes_of(cell: Cell, record: dict, folder: Path) -> list[float]:
+def changes_of(cell: Cell, record: Record, folder: Path) -> list[float]:
     """Return the changes of the error in percent: with the record's alpha, then with each cap."""
-    errors = tuple(OracleError(**error) for error in record["oracle"])
-    found = [oracle_eps_change(errors)]
-    alpha = record["adapter"]["held_out"]["alpha"]
-    stored = AdapterStore(folder).find(record["adapter"]["key"], print)
+    found = [oracle_eps_change(record.oracle)]
+    alpha = record.adapter.held_out.alpha
+    stored = AdapterStore(folder).find(record.adapter.key, print)
     assert stored is not None
     attached = Full().attach(cell.backbone.network)
     attached.initialise(torch.Generator())
@@ -77,10 +75,12 @@ def changes_of(cell: Cell, record: dict, folder: Path) -> list[float]:
             found.append(found[0])
             continue
         with adapted(cell.backbone.network, Full(), scaled[cap]):
-            tuned = eps_errors(cell, cell.data.image(record["image"]["id"]))
+            tuned = eps_errors(cell, cell.data.image(record.image.id))
         found.append(
             oracle_eps_change(
-                tuple(OracleError(t=e.t, untuned=e.untuned, adapted=tuned[e.t]) for e in errors)
+                tuple(
+                    OracleError(t=e.t, untuned=e.untuned, adapted=tuned[e.t]) for e in record.oracle
+                )
             )
         )
     return found

@@ -11,7 +11,6 @@ machine that ran the grid. If that machine was busy, run the same grids on an id
 `data.only=[ONE] results=TIMINGS hydra/launcher=basic`, and pass `--timings TIMINGS`.
 """
 
-import argparse
 import math
 import statistics
 from collections import Counter, defaultdict
@@ -31,30 +30,14 @@ from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.record import Record
 from adir.harness.tables.statistics import Estimate, mean_over_images
+from benchmarks.common import finished_records, parser_of
 
 METRICS = {"psnr": "PSNR / dB, higher is better", "deep-lite0": "deep-lite0, lower is better"}
 COLUMNS = ("psnr", "ssim", "fsim", "deep-lite0", "residual")
 DIRECT = ("bicubic", "adjoint", "pseudo_inverse")
 ORDER = (
-    *(
-        "adir",
-        "adir_clean",
-        "adir_fast",
-        "ddpg",
-        "ddnm",
-        "diffpir",
-        "ddrm",
-        "pigdm",
-        "dps",
-        "daps",
-        "pnp_dm",
-        "ald",
-        "score_sde",
-        "ilvr",
-        "dds",
-        "red_diff",
-        "dmsp",
-    ),
+    *"adir adir_clean adir_fast ddpg ddnm diffpir ddrm pigdm dps daps pnp_dm ald".split(),
+    *"score_sde ilvr dds red_diff dmsp".split(),
     *DIRECT,
 )
 
@@ -117,13 +100,7 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
         if not isinstance(record, DamagedFile):
             timed[record.cell].append(record)
     by_cell: dict[str, list[Record]] = defaultdict(list)
-    for record in all_records(results):
-        if isinstance(record, DamagedFile):
-            raise InputError(str(record))
-        if record.status != "done":
-            raise InputError(
-                f"{results}: {record.axes} failed on {record.image.id}: {record.error}"
-            )
+    for record in finished_records(results):
         by_cell[record.cell].append(record)
     if not by_cell:
         raise InputError(f"{results}: no records; run experiment=baselines first")
@@ -308,11 +285,8 @@ def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, Path("results/embedded"), "folder for the page and its images")
     parser.add_argument("results", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("results/embedded"))
     parser.add_argument(
         "--timings", type=Path, help="results folder whose records give the seconds"
     )

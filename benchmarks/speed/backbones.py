@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -391,15 +392,18 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
             for batch in arguments.batches:
                 key = {"network": network, "batch": batch, "dtype": dtype, "mode": mode}
                 if what == "step":
-                    args = (network, size, weights, batch, fast, n_steps, rounds)
-                    figures.add(what, key, lambda a=args: step_row(*a))
+                    figures.add(
+                        what,
+                        key,
+                        partial(step_row, network, size, weights, batch, fast, n_steps, rounds),
+                    )
                 for crop in CROPS[size][network] if what == "adapt" else ():
                     execution = Execution(
                         **{**vars(fast), "gradient_checkpointing": arguments.checkpointing}
                     )
                     row = key | {"crop": crop, "checkpointing": arguments.checkpointing}
                     args = (network, size, weights, batch, crop, execution, n_iterations)
-                    figures.add(what, row, lambda a=args: adapt_row(*a))
+                    figures.add(what, row, partial(adapt_row, *args))
                 torch._dynamo.reset()
         if what == "switch":
             for dtype in arguments.dtypes:
@@ -407,9 +411,9 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
                 execution = Execution(
                     device, dtype, channels_last=arguments.channels_last and device != "cpu"
                 )
-                args = (network, size, weights, execution, rounds)
+                key = {"network": network, "dtype": dtype}
                 figures.add(
-                    what, {"network": network, "dtype": dtype}, lambda a=args: switch_row(*a)
+                    what, key, partial(switch_row, network, size, weights, execution, rounds)
                 )
         if what == "total" and (network, size) in PIXEL:
             for dtype, mode in variants:
@@ -426,15 +430,10 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
                     "dtype": dtype,
                     "mode": mode,
                 }
-                args = (
-                    network,
-                    size,
-                    weights,
-                    execution,
-                    CROPS[size][network][0],
-                    max(2, min(rounds, 3)),
+                crop, n_rounds = CROPS[size][network][0], max(2, min(rounds, 3))
+                figures.add(
+                    what, key, partial(total_row, network, size, weights, execution, crop, n_rounds)
                 )
-                figures.add(what, key, lambda a=args: total_row(*a))
                 torch._dynamo.reset()
 
 

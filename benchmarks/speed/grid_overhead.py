@@ -13,8 +13,15 @@ import tempfile
 from pathlib import Path
 
 from adir.files import safetensors_metadata
-from adir.harness.records.ledger import DamagedFile, all_records
-from benchmarks.common import REPOSITORY, adir, made_on, parser_of, publish, seconds_of
+from benchmarks.common import (
+    REPOSITORY,
+    adir,
+    finished_records,
+    made_on,
+    parser_of,
+    publish,
+    seconds_of,
+)
 
 GRID = [
     "data=demo",
@@ -32,9 +39,7 @@ def distinct_seconds(results: Path) -> dict[str, float]:
     """
     seconds = dict.fromkeys(("measure", "retrieve", "train", "sample", "score"), 0.0)
     seen: set[tuple[str, str]] = set()
-    for record in all_records(results):
-        if isinstance(record, DamagedFile):
-            raise record
+    for record in finished_records(results):
         stages, file = record.seconds, str(record.y_file)
         if ("y", file) not in seen:
             seconds["measure"] += stages["measure"]

@@ -106,7 +106,7 @@ def step(name: str, folder: Path, flags: Flags) -> dict[str, float]:
 
 def in_a_process(name: str, folder: Path, small: bool) -> dict[str, float]:
     """Call `step` in a new process."""
-    command = [
+    words = [
         sys.executable,
         __file__,
         "--step",
@@ -116,9 +116,9 @@ def in_a_process(name: str, folder: Path, small: bool) -> dict[str, float]:
         *(["--small"] if small else []),
     ]
     environment = os.environ | {"ADIR_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{shlex.join(words)}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -151,8 +151,8 @@ def report(folder: Path, small: bool, repeats: int) -> str:
         baseline=readable_size(int(baseline)),
     )
     threads = os.environ.get("OMP_NUM_THREADS", "all")
-    tail = f"{made_on('diffusers')}; {threads} thread(s).\n\n    {command(__file__)}\n"
-    return "\n".join([head + "\n".join(rows), "", tail])
+    made = f"{made_on('diffusers')}; {threads} thread(s)."
+    return head + "\n".join(rows) + f"\n\n{made}\n\n    {command(__file__)}\n"
 
 
 def main() -> None:

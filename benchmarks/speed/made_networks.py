@@ -97,7 +97,10 @@ def empty_network(network: str, size: str) -> Any:
 def example_inputs(
     network: Any, batch: int, height: int, width: int, device: str
 ) -> dict[str, torch.Tensor]:
-    """Return the arguments of one call, all zero; height and width are those of the input."""
+    """Return the arguments of one call of a diffusers UNet, all zero.
+
+    Height and width are those of the input, which for a latent network is not the image.
+    """
     config = network.config
     inputs = {
         "sample": torch.zeros(batch, config.in_channels, height, width, device=device),
@@ -107,7 +110,8 @@ def example_inputs(
         inputs["encoder_hidden_states"] = torch.zeros(
             batch, 77, config.cross_attention_dim, device=device
         )
-        inputs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
+        if config.num_class_embeds is not None:
+            inputs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
     return inputs
 
 
@@ -152,8 +156,6 @@ class LatentParts:
     It has no VAE and no text encoder.
     """
 
-    kind = "latent"
-
     def __init__(self, size: str, execution: Execution) -> None:
         self.execution, self.device = execution, torch.device(execution.device)
         self.network: Any = execution.prepare(fill(empty_network("sd_x4", size)))
@@ -175,14 +177,3 @@ class LatentParts:
         text = torch.randn(batch, 77, self.network.config.cross_attention_dim, device=self.device)
         channels = torch.randn(batch, 3, side, side, device=self.device)
         return Condition(channels, text, torch.full((batch,), 20, device=self.device))
-
-
-__all__ = [
-    "NETWORKS",
-    "PIXEL",
-    "LatentParts",
-    "empty_network",
-    "example_inputs",
-    "fill",
-    "pixel_backbone",
-]
