@@ -2,7 +2,6 @@
 machines have.
 """
 
-import importlib.util
 import json
 import os
 import socket
@@ -188,17 +187,10 @@ def tiny(photographs: Path, neighbourhood: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def made_stable_diffusion() -> ModuleType:
-    """tests/made_stable_diffusion.py.
+    """tests/made_stable_diffusion.py."""
+    import made_stable_diffusion  # takes seconds, and few tests need it
 
-    Loaded by its path: with import-mode=importlib no folder of tests can be imported.
-    """
-    spec = importlib.util.spec_from_file_location(
-        "made_stable_diffusion", Path(__file__).with_name("made_stable_diffusion.py")
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return made_stable_diffusion
 
 
 @pytest.fixture(scope="session")

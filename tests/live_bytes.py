@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.speed.made_networks import example_inputs
+
 
 class LiveBytes(TorchDispatchMode):
     """Bytes of the tensors that operations have made and nothing has freed yet:
@@ -73,28 +75,6 @@ def fake_copy(network: nn.Module, mode: FakeTensorMode, device: str) -> nn.Modul
         module._forward_pre_hooks.clear()
         module._forward_hooks.clear()
     return twin
-
-
-def example_inputs(
-    network: Any, batch: int, height: int, width: int, device: str
-) -> dict[str, Tensor]:
-    """Arguments of one call of a diffusers UNet, zeros: a UNet2DModel's, or a
-    UNet2DConditionModel's with its text.
-
-    height, width: of what goes into the network, which for a latent model is not the image.
-    """
-    config = network.config
-    inputs = {
-        "sample": torch.zeros(batch, config.in_channels, height, width, device=device),
-        "timestep": torch.zeros(batch, dtype=torch.long, device=device),
-    }
-    if "cross_attention_dim" in config:
-        inputs["encoder_hidden_states"] = torch.zeros(
-            batch, 77, config.cross_attention_dim, device=device
-        )
-        if config.num_class_embeds is not None:
-            inputs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
-    return inputs
 
 
 def call_bytes(
