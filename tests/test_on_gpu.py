@@ -1,11 +1,9 @@
 """benchmarks/speed/on_gpu.py and on_gpu.sh, rehearsed on a CPU with few channels."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 import zipfile
-from types import ModuleType
 
 import pytest
 import torch
@@ -13,22 +11,11 @@ import torch
 from adir.backbones.base import Prediction
 from adir.backbones.execution import Execution
 from adir.diffusion.schedule import linear_schedule
-
-
-@pytest.fixture(scope="module")
-def script(repository) -> ModuleType:
-    folder = repository / "benchmarks" / "speed"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        spec = importlib.util.spec_from_file_location("on_gpu", folder / "on_gpu.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["on_gpu"] = module  # its dataclasses look themselves up
-        spec.loader.exec_module(module)
-        return module
+from benchmarks.speed import backbones, on_gpu as script
 
 
 def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(
-    script, tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
     measured: list[str] = []
 
@@ -81,7 +68,7 @@ def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(
     )
 
 
-def test_the_smallest_rehearsal_measures_a_switch_with_real_networks(script, tmp_path):
+def test_the_smallest_rehearsal_measures_a_switch_with_real_networks(tmp_path):
     script.main(
         ["--out", str(tmp_path), "--small", "--only", "switch", "--weights", str(tmp_path / "made")]
     )
@@ -100,7 +87,7 @@ class Ideal:
         return (torch.cat([(1 - alpha_bar).sqrt() * x, -torch.ones_like(x)], dim=1),)
 
 
-def test_the_bare_loop_is_unguided_sampling_with_learned_variance(script, monkeypatch):
+def test_the_bare_loop_is_unguided_sampling_with_learned_variance(monkeypatch):
     # The same steps by the package's sampler, whose guidance is nothing at s = 0, given the same
     # noise.
     from adir.samplers.adir import ADIR
@@ -117,7 +104,7 @@ def test_the_bare_loop_is_unguided_sampling_with_learned_variance(script, monkey
     drawn = torch.randn(6, 1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     noise = iter(drawn[1:])
     monkeypatch.setattr(torch, "randn_like", lambda x: next(noise))
-    loop = sys.modules["backbones"].ancestral_loop(Ideal(), drawn[0], 5)
+    loop = backbones.ancestral_loop(Ideal(), drawn[0], 5)
     again = iter(drawn)
     monkeypatch.setattr("adir.samplers.adir.draw_noise", lambda *_: next(again))
     ours = (
@@ -128,9 +115,8 @@ def test_the_bare_loop_is_unguided_sampling_with_learned_variance(script, monkey
     torch.testing.assert_close(loop, ours, rtol=1e-4, atol=1e-5)
 
 
-def test_the_paper_is_extrapolated_along_the_line_through_two_runs(script, monkeypatch, tmp_path):
+def test_the_paper_is_extrapolated_along_the_line_through_two_runs(monkeypatch, tmp_path):
     # 2 s before the first iteration and 3 ms each; 1 s before the first step and 5 ms each.
-    backbones = sys.modules["backbones"]
     clock = {"now": 0.0}
     monkeypatch.setattr(
         backbones, "seconds_of", lambda run, device: (run(), clock.pop("took", 0.0))[1]

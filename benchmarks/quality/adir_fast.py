@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gaussian_prior import SIDE, exact_eps, row_operator, smooth_prior
 from torch import Tensor
 
 from adir.backbones.base import Prediction
@@ -25,6 +24,7 @@ from adir.harness.tables.statistics import PairedDifference, paired_difference
 from adir.samplers.adir import ADIR, FastADIR
 from adir.tasks.operators import BoxBlur, SuperResolution
 from benchmarks.common import command, finished_records, made_on, parser_of, publish
+from benchmarks.quality.gaussian_prior import SIDE, exact_eps, row_operator, smooth_prior
 
 COUNTS = (10, 20, 50)
 MARGIN = 0.2  # dB: adir_fast may replace the first-order step if the difference lies within it

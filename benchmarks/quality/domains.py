@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from fine_tuning import oracle_errors
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
@@ -35,6 +34,7 @@ from adir.harness.running.pipeline import ORACLE_TIMESTEPS
 from adir.harness.running.provenance import commit
 from adir.images import from_uint8
 from benchmarks.common import REPOSITORY, add_parquet, parser_of, publish
+from benchmarks.quality.fine_tuning import oracle_errors
 
 CANDIDATES = "brick grass gravel ihc retina hubble_deep_field coins moon cell page text".split()
 FACTOR, LEAST_CROPS = 0.3, 20

@@ -10,13 +10,13 @@ import sys
 from datetime import date
 
 import torch
-from retrieval import TASKS, Study, add_clip_options, clip_of, mean_and_error
 
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.query import QUERIES
 from benchmarks.common import REPOSITORY, add_parquet, command, parser_of, publish
+from benchmarks.quality.retrieval import TASKS, Study, add_clip_options, clip_of, mean_and_error
 
 HEAD = """# How y is shown to the encoder: precision@{k}
 

@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from adir_settings import read_scores, restore
-from fine_tuning import left_out
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -34,6 +32,8 @@ from adir.harness.cells.cell import resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.running.provenance import commit
 from benchmarks.common import publish
+from benchmarks.quality.adir_settings import read_scores, restore
+from benchmarks.quality.fine_tuning import left_out
 
 SEED, N_IMAGES, N_CHECKED = 14, 4, 2
 TASKS = ("sr4", "deblur")

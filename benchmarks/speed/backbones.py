@@ -23,15 +23,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1" if (os.cpu_count() or 1) <= 4 else str(os.cpu_count()))
 
 import torch
-from figures import Figures, Row, device_name, report
-from made_networks import (
-    NETWORKS,
-    PIXEL,
-    LatentParts,
-    empty_network,
-    example_inputs,
-    pixel_backbone,
-)
 from torch.utils.flop_counter import FlopCounterMode
 
 from adir.adaptation.adapters import Full
@@ -46,6 +37,15 @@ from adir.samplers.base import StepCounter
 from adir.samplers.latent import sample_latent
 from adir.tasks.operators import SuperResolution
 from benchmarks.common import parser_of
+from benchmarks.speed.figures import Figures, Row, device_name, report
+from benchmarks.speed.made_networks import (
+    NETWORKS,
+    PIXEL,
+    LatentParts,
+    empty_network,
+    example_inputs,
+    pixel_backbone,
+)
 
 WHAT = ("step", "adapt", "switch", "total")
 SIDES = {

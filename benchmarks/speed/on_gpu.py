@@ -23,10 +23,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 16)))  # before torch reads it
 
 import torch
-from backbones import measure
-from figures import Figures, Row, device_name, report, shown
 
 from adir.files import write_bytes
+from benchmarks.speed.backbones import measure
+from benchmarks.speed.figures import Figures, Row, device_name, report, shown
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (

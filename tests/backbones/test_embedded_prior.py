@@ -1,6 +1,5 @@
 """The embedded prior as shipped, and the script that trains it."""
 
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.files import read_json, sha256_of_file, write_json
+from benchmarks import train_prior
 
 ROOT = Path(__file__).parents[2]
 PRIOR = ROOT / "adir" / "embedded" / "prior"
@@ -25,18 +25,6 @@ WEIGHTS = PRIOR / "diffusion_pytorch_model.safetensors"
 # 1.125
 BOUND = 0.035
 CALTECH = ROOT.parent / "shared" / "data" / "caltech101_128.parquet"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location(
-        "train_prior", ROOT / "benchmarks" / "train_prior.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-train_prior = load_script()
 
 
 def photographs() -> torch.Tensor:

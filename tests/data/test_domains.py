@@ -1,10 +1,7 @@
 """The fields of domains: placed by their rule, and no corpus field on ground of a test field."""
 
-import importlib.util
 import itertools
 import re
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,20 +11,9 @@ from adir.data.fields import is_flat
 from adir.data.selection import Selection
 from adir.errors import InputError
 from adir.images import to_uint8
+from benchmarks.quality import domains as rule
 
 TESTS, CORPUS = domains.DomainTestFields(), domains.DomainCorpus()
-
-
-@pytest.fixture(scope="module")
-def rule(repository: Path) -> ModuleType:
-    """benchmarks/quality/domains.py, which applies the rule that chose the photographs."""
-    spec = importlib.util.spec_from_file_location(
-        "domains_rule", repository / "benchmarks/quality/domains.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def window(image_id: str) -> tuple[str, int, int, int]:
@@ -62,9 +48,7 @@ def test_no_test_field_is_flat_and_each_has_an_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("photograph", domains.DOMAINS)
-def test_a_photograph_leaves_as_many_crops_as_the_rule_asks(
-    rule: ModuleType, photograph: str
-) -> None:
+def test_a_photograph_leaves_as_many_crops_as_the_rule_asks(photograph: str) -> None:
     # Counted in pixels of the photograph: what the bicubic kernel reaches from the test fields is
     # taken.
     scale = domains.scale_of(photograph)

@@ -2,13 +2,11 @@
 Gaussian priors.
 """
 
-import importlib.util
 import math
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,6 +23,7 @@ from adir.samplers.adir import ADIR, FastADIR
 from adir.samplers.base import StepCounter
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
 from adir.tasks.restoration import RestorationTask
+from benchmarks.quality import gaussian_prior as study
 
 SHAPE = (3, 2, 2)
 
@@ -56,18 +55,6 @@ class Matrix:
 
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-@pytest.fixture(scope="module")
-def study(repository) -> ModuleType:
-    """benchmarks/quality/gaussian_prior.py, which propagates the mean and covariance of Algorithm 1
-    exactly.
-    """
-    path = repository / "benchmarks" / "quality" / "gaussian_prior.py"
-    spec = importlib.util.spec_from_file_location("gaussian_prior", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def literal_algorithm_1(
@@ -193,7 +180,7 @@ def correlated_prior() -> tuple[Tensor, Tensor]:
     )
 
 
-def sample_moments(study, prior, A, y, n_images, **settings) -> tuple[Tensor, Tensor]:
+def sample_moments(prior, A, y, n_images, **settings) -> tuple[Tensor, Tensor]:
     denoiser, operator = Denoiser(study.exact_eps(*prior)), Matrix(A)
     batch = y.reshape(1, -1, 1, 1).expand(n_images, -1, -1, -1)
     x = (
@@ -211,7 +198,7 @@ def sample_moments(study, prior, A, y, n_images, **settings) -> tuple[Tensor, Te
     [("small", "mean", 1.0), ("large", "current", 1.0), ("small", "mean", 0.5)],
 )
 def test_samples_have_the_mean_and_covariance_that_the_affine_recursion_gives(
-    study, variance, level, eta, cap
+    variance, level, eta, cap
 ):
     m, S = correlated_prior()
     A = torch.randn(5, 12, dtype=torch.float64) / 4
@@ -226,7 +213,7 @@ def test_samples_have_the_mean_and_covariance_that_the_affine_recursion_gives(
     }
     settings |= {"eta": eta}
     n = 3000
-    mean, covariance = sample_moments(study, (m, S), A, y, n, **settings)
+    mean, covariance = sample_moments((m, S), A, y, n, **settings)
     exact_mean, exact_covariance = study.propagate(linear_schedule(), m, S, A, y, **settings)
     scale = exact_covariance.diagonal().sqrt()
     assert (mean - exact_mean).abs().div(scale).max() < 4.5 / math.sqrt(n)
@@ -237,7 +224,7 @@ def test_samples_have_the_mean_and_covariance_that_the_affine_recursion_gives(
     ).max() < 4.5 * math.sqrt(2 / n)
 
 
-def test_the_recursion_itself_is_what_the_sampler_does_to_the_mean(study):
+def test_the_recursion_itself_is_what_the_sampler_does_to_the_mean():
     # The average over all noises z and -z of an affine map is its value at z = 0: the mean, with no
     # statistics.
     m, S = correlated_prior()
@@ -265,7 +252,7 @@ def test_the_recursion_itself_is_what_the_sampler_does_to_the_mean(study):
     torch.testing.assert_close((outputs[0] + outputs[1]) / 2, mean, rtol=1e-10, atol=1e-10)
 
 
-def test_without_guidance_the_samples_tend_to_the_prior_as_steps_grow(study):
+def test_without_guidance_the_samples_tend_to_the_prior_as_steps_grow():
     m, S = correlated_prior()
     errors = []
     for n in (250, 500, 1000):
@@ -289,7 +276,7 @@ def test_without_guidance_the_samples_tend_to_the_prior_as_steps_grow(study):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
-def test_without_guidance_the_samples_of_a_ddim_step_tend_to_the_prior_too(study, eta):
+def test_without_guidance_the_samples_of_a_ddim_step_tend_to_the_prior_too(eta):
     m, S = correlated_prior()
     errors = []
     for n in (250, 500, 1000):
@@ -303,7 +290,7 @@ def test_without_guidance_the_samples_of_a_ddim_step_tend_to_the_prior_too(study
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 0.8])
-def test_a_lowered_temperature_scales_the_covariance_of_unguided_samples(study, tau):
+def test_a_lowered_temperature_scales_the_covariance_of_unguided_samples(tau):
     # adir.samplers.adir: w tends to tau^2 + (1 - tau^2) v ab_T / V_T, whose last term is x_T's own
     # noise; w = 1 at tau = 1.
     m, S = correlated_prior()
@@ -324,9 +311,7 @@ def test_a_lowered_temperature_scales_the_covariance_of_unguided_samples(study, 
 
 
 @pytest.mark.parametrize("n", [1, 7, 50])
-def test_without_noise_or_guidance_the_sampler_is_the_closed_form_of_ddim_on_a_gaussian_prior(
-    study, n
-):
+def test_without_noise_or_guidance_the_sampler_is_the_closed_form_of_ddim_on_a_gaussian_prior(n):
     # Along an eigenvector of S, of variance v, with d = x_t - sqrt(ab) m and V = ab v + 1 - ab, the
     # denoiser gives x0_hat = m + sqrt(ab) v d / V and eps = sqrt(1 - ab) d / V: a step multiplies d
     # by (sqrt(ab_prev ab) v + sqrt((1 - ab_prev) (1 - ab))) / V.
@@ -348,7 +333,7 @@ def test_without_noise_or_guidance_the_sampler_is_the_closed_form_of_ddim_on_a_g
     torch.testing.assert_close(result.x_hat.flatten(), expected, rtol=1e-9, atol=1e-11)
 
 
-def test_without_noise_the_map_tends_to_that_of_the_probability_flow(study):
+def test_without_noise_the_map_tends_to_that_of_the_probability_flow():
     # The probability-flow ODE keeps the quantiles: x_0 = m + (S / V_T)^(1/2) (x_T - sqrt(ab_T) m),
     # V_T = ab_T S + 1 - ab_T.
     m, S = correlated_prior()
@@ -366,7 +351,7 @@ def test_without_noise_the_map_tends_to_that_of_the_probability_flow(study):
     ] == pytest.approx(2, rel=0.15)
 
 
-def images_of(study, sampler: ADIR, prior, A: Tensor, y: Tensor) -> Tensor:
+def images_of(sampler: ADIR, prior, A: Tensor, y: Tensor) -> Tensor:
     """(8, 12) results of the ideal denoiser for x_T of eight seeds."""
     batch = y.reshape(1, -1, 1, 1).expand(8, -1, -1, -1)
     result = sampler.restore(
@@ -378,7 +363,7 @@ def images_of(study, sampler: ADIR, prior, A: Tensor, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("sampler, order", [(ADIR, 1), (FastADIR, 2)])
 def test_without_noise_or_guidance_the_step_converges_to_the_probability_flow_at_its_order(
-    study, sampler, order
+    sampler, order
 ):
     # x_0 = m + (S / V_T)^(1/2) (x_T - sqrt(ab_T) m) as above. Of 1000 steps 112, 334 and all are
     # exactly 9, 3 and 1 apart.
@@ -397,24 +382,23 @@ def test_without_noise_or_guidance_the_step_converges_to_the_probability_flow_at
     errors = []
     for n in (112, 334, 1000):
         made = sampler(n_steps=n, guidance_scale=0.0, variance="small", clip_x0=False, eta=0.0)
-        errors.append((images_of(study, made, (m, S), A, A[:, 0]) - expected).norm().item())
+        errors.append((images_of(made, (m, S), A, A[:, 0]) - expected).norm().item())
     assert errors[0] / errors[1] == pytest.approx(3**order, rel=0.15)
     assert errors[1] / errors[2] == pytest.approx(3**order, rel=0.15)
 
 
-def test_guided_the_second_order_step_tends_to_the_limit_of_the_first_order_one(study):
+def test_guided_the_second_order_step_tends_to_the_limit_of_the_first_order_one():
     m, S = correlated_prior()
     A, y = torch.randn(4, 12, dtype=torch.float64) / 4, torch.randn(4, dtype=torch.float64)
     apart, moved = [], 0.0
     for n in (112, 334, 1000):
         settings = {"n_steps": n, "variance": "small", "clip_x0": False, "eta": 0.0}
         first, second = (
-            images_of(study, s(guidance_scale=3.0, **settings), (m, S), A, y)
-            for s in (ADIR, FastADIR)
+            images_of(s(guidance_scale=3.0, **settings), (m, S), A, y) for s in (ADIR, FastADIR)
         )
         apart.append((first - second).norm().item())
         moved = (
-            (second - images_of(study, FastADIR(guidance_scale=0.0, **settings), (m, S), A, y))
+            (second - images_of(FastADIR(guidance_scale=0.0, **settings), (m, S), A, y))
             .norm()
             .item()
         )
@@ -475,7 +459,7 @@ def test_a_share_of_the_noise_outside_0_to_1_raises(what, share):
 
 
 @pytest.mark.parametrize("n", [1, 7, 50])
-def test_large_variance_is_exact_for_a_unit_prior_at_any_number_of_steps(study, n):
+def test_large_variance_is_exact_for_a_unit_prior_at_any_number_of_steps(n):
     # For x0 ~ N(0, I), q(x_{t-1} | x_t) has covariance beta_t. Only the last step, which returns
     # its mean, leaves out its own beta: 1e-4, or 1 - alpha_bar_T when there is a single step.
     zero, eye = torch.zeros(12, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
@@ -486,7 +470,7 @@ def test_large_variance_is_exact_for_a_unit_prior_at_any_number_of_steps(study, 
     torch.testing.assert_close(covariance, (1 - beta_0) * eye, rtol=1e-10, atol=1e-10)
 
 
-def test_algorithm_1_is_exact_where_the_posterior_is_as_wide_as_the_noise(study):
+def test_algorithm_1_is_exact_where_the_posterior_is_as_wide_as_the_noise():
     # Posterior precision S^-1 + A^T A / sigma^2 = I makes the likelihood's own scale, S / (sigma^2
     # C_t + S (1 - ab) a^2), the same at all t: 1 / sigma^2 = 2 s. Then only the step size separates
     # Algorithm 1 from the posterior.
@@ -508,7 +492,7 @@ def test_algorithm_1_is_exact_where_the_posterior_is_as_wide_as_the_noise(study)
 
 
 @pytest.mark.parametrize("r", [0.1, 1.0, 10.0])
-def test_the_bias_on_a_unit_prior_is_the_one_that_the_continuous_limit_has(study, r):
+def test_the_bias_on_a_unit_prior_is_the_one_that_the_continuous_limit_has(r):
     # One pixel, x ~ N(0, 1), y = a x + e, r = 2 s a^2. In u = alpha_bar the moments obey u dv/du =
     # 1 - (1 + 2 r u) v   and   u dm/du = sqrt(u) r y / a - (1/2 + r u) m, so v = (1 - exp(-2 r)) /
     # 2 r and m = (1 - exp(-r)) y / a, where the posterior at s = 1/(2 sigma^2), r = a^2/sigma^2,
@@ -530,9 +514,7 @@ def test_the_bias_on_a_unit_prior_is_the_one_that_the_continuous_limit_has(study
     assert mean.item() == pytest.approx((1 - math.exp(-r)) * y / a, rel=0.01)
 
 
-def test_strong_capped_guidance_meets_noise_free_measurements_and_leaves_the_rest_to_the_prior(
-    study,
-):
+def test_strong_capped_guidance_meets_noise_free_measurements_and_leaves_the_rest_to_the_prior():
     # A with equal singular values and S diagonal in its frame: the posterior of y = A x is y in the
     # row space and the prior elsewhere, and guidance at the cap takes 0.9 of the residual away at
     # each step.

@@ -2,10 +2,8 @@
 forms on Gaussian priors.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,19 +14,10 @@ from adir.backbones.base import Prediction
 from adir.diffusion.schedule import linear_schedule
 from adir.samplers.adir import ADIR
 from adir.samplers.dds import DDS, conjugate_gradients
+from benchmarks.quality import gaussian_prior as study
 
 SHAPE = (3, 2, 2)
 N = 12
-
-
-@pytest.fixture(scope="module")
-def study(repository) -> ModuleType:
-    """benchmarks/quality/gaussian_prior.py, for the ideal denoiser of a Gaussian prior."""
-    path = repository / "benchmarks" / "quality" / "gaussian_prior.py"
-    spec = importlib.util.spec_from_file_location("gaussian_prior", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Denoiser:
@@ -235,7 +224,7 @@ def correlated_prior() -> tuple[Tensor, Tensor]:
 
 
 def moments(
-    study, m: Tensor, S: Tensor, A: Tensor, y: Tensor, n: int, eta: float, gamma: float
+    m: Tensor, S: Tensor, A: Tensor, y: Tensor, n: int, eta: float, gamma: float
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the samples for the ideal denoiser of N(m, S), by the affine recursion
     with exact solutions.
@@ -258,7 +247,7 @@ def moments(
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.2, 1.0])
-def test_samples_have_the_moments_that_the_affine_recursion_gives(study, eta):
+def test_samples_have_the_moments_that_the_affine_recursion_gives(eta):
     m, S = correlated_prior()
     A, y = torch.randn(5, N, dtype=torch.float64) / 4, torch.randn(5, dtype=torch.float64)
     n = 3000
@@ -267,7 +256,7 @@ def test_samples_have_the_moments_that_the_affine_recursion_gives(study, eta):
     x = sampler.restore(
         Denoiser(study.exact_eps(m, S)), Matrix(A), batch, generators(*range(n))
     ).x_hat.flatten(1)
-    mean, covariance = moments(study, m, S, A, y, 15, eta, 4.0)
+    mean, covariance = moments(m, S, A, y, 15, eta, 4.0)
     scale = covariance.diagonal().sqrt()
     assert (x.mean(0) - mean).abs().div(scale).max() < 4.5 / math.sqrt(n)
     assert (torch.cov(x.T) - covariance).abs().div(
@@ -275,7 +264,7 @@ def test_samples_have_the_moments_that_the_affine_recursion_gives(study, eta):
     ).max() < 4.5 * math.sqrt(2 / n)
 
 
-def test_noise_free_data_are_met_and_what_they_leave_open_is_the_priors_own_flow(study):
+def test_noise_free_data_are_met_and_what_they_leave_open_is_the_priors_own_flow():
     # Independent pixels, half of them measured through A = I / 4 with a large gamma. The posterior
     # of y = A x is 4 y on those and the prior on the others, where the deterministic sampler
     # follows the probability flow: that of x_T's quantile, m + s (x_T - sqrt(ab_T) m) / sqrt(ab_T

@@ -1,25 +1,10 @@
 """benchmarks/quality/tune_samplers.py: the rule by which settings are chosen."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-
-@pytest.fixture
-def study(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, which imports others beside it."""
-    folder = repository / "benchmarks" / "quality"
-    monkeypatch.syspath_prepend(folder)
-    spec = importlib.util.spec_from_file_location("tune_samplers", folder / "tune_samplers.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "tune_samplers", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
+from benchmarks.quality import tune_samplers as study
 
 VALUES = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
@@ -33,21 +18,21 @@ VALUES = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
         (0.0, 0.0, [0.0, 1.0]),
     ],
 )
-def test_it_goes_on_while_the_best_is_at_an_end(study, best, default, tried):
+def test_it_goes_on_while_the_best_is_at_an_end(best, default, tried):
     chosen, found = study.climb(
         VALUES, default, lambda value: study.Scores(-((value - best) ** 2), 0, 0)
     )
     assert (chosen, list(found)) == (best, tried)
 
 
-def test_it_does_not_follow_a_plateau(study):
+def test_it_does_not_follow_a_plateau():
     chosen, tried = study.climb(
         VALUES, 1.0, lambda value: study.Scores(1 + value / 100 if value > 1 else value, 0, 0)
     )
     assert (chosen, list(tried)) == (1.0, [0.0, 1.0, 2.0])
 
 
-def test_all_values_finds_what_lies_behind_a_plateau(study):
+def test_all_values_finds_what_lies_behind_a_plateau():
     scores = lambda value: study.Scores(1.0 if value == 5 else 0.0, 0, 0)  # noqa: E731
     assert study.climb(VALUES, 1.0, scores)[0] == 1.0
     chosen, tried = study.climb(VALUES, 1.0, scores, try_all=True)
@@ -55,14 +40,14 @@ def test_all_values_finds_what_lies_behind_a_plateau(study):
 
 
 @pytest.mark.parametrize("gain, chosen", [(0.09, 2.0), (0.11, 3.0)])
-def test_the_default_stays_unless_another_gains_a_tenth(study, gain, chosen):
+def test_the_default_stays_unless_another_gains_a_tenth(gain, chosen):
     assert (
         study.climb(VALUES, 2.0, lambda value: study.Scores(gain if value == 3.0 else 0.0, 0, 0))[0]
         == chosen
     )
 
 
-def test_a_value_that_fails_is_never_chosen(study):
+def test_a_value_that_fails_is_never_chosen():
     line = {"psnr": 30.0, "deep_lite0": 2.0, "error": None}
     assert study.scores_of([line, {"psnr": 20.0, "deep_lite0": 4.0, "error": None}]) == (
         22.0,
@@ -77,7 +62,7 @@ def test_a_value_that_fails_is_never_chosen(study):
     )
 
 
-def test_every_setting_is_one_of_conf_and_its_default_among_the_values(study):
+def test_every_setting_is_one_of_conf_and_its_default_among_the_values():
     for setting in study.SETTINGS:
         for task in setting.tasks:
             default = study.composed(setting.sampler, task).sampler[setting.key]

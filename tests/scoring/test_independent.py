@@ -2,11 +2,9 @@
 published files take.
 """
 
-import importlib.util
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,16 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-
-@pytest.fixture(scope="module")
-def study(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "independent", repository / "benchmarks/quality/independent.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from benchmarks.quality import independent as study
 
 
 def passing_through() -> dict[str, Tensor]:
@@ -56,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_noise_that_nobody_removes_has_the_psnr_of_its_standard_deviation(study, folder):
+def test_noise_that_nobody_removes_has_the_psnr_of_its_standard_deviation(folder):
     rows = study.measure(folder)
     assert [(sigma, n) for sigma, n, *_ in rows] == [(30, 3), (50, 3)]
     for sigma, _, here, as_task in rows:
@@ -69,7 +58,7 @@ def test_noise_that_nobody_removes_has_the_psnr_of_its_standard_deviation(study,
         )  # y clipped before or after is one where the network does nothing
 
 
-def test_the_network_sees_the_four_half_size_images_and_the_noise_level(study):
+def test_the_network_sees_the_four_half_size_images_and_the_noise_level():
     network, y = study.FFDNet(), torch.rand(1, 3, 5, 7)
     seen: list[Tensor] = []
     network.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -86,7 +75,7 @@ def test_the_network_sees_the_four_half_size_images_and_the_noise_level(study):
     assert torch.equal(x[0, 12], torch.full((3, 4), 0.2))
 
 
-def test_the_network_is_given_y_in_0_to_1_and_the_noise_in_the_same_units(study):
+def test_the_network_is_given_y_in_0_to_1_and_the_noise_in_the_same_units():
     given: list[tuple[Tensor, float]] = []
 
     def network(y: Tensor, sigma: float) -> Tensor:
@@ -106,7 +95,7 @@ def test_the_network_is_given_y_in_0_to_1_and_the_noise_in_the_same_units(study)
 
 
 def test_the_script_says_what_it_found_and_that_made_weights_do_not_agree(
-    study, folder, monkeypatch, capsys
+    folder, monkeypatch, capsys
 ):
     monkeypatch.setattr(
         sys, "argv", ["independent.py", str(folder), "--out", str(folder / "out.md")]
@@ -123,7 +112,7 @@ def test_the_script_says_what_it_found_and_that_made_weights_do_not_agree(
 
 
 @pytest.mark.parametrize("lack", ["weights", "images", "other weights"])
-def test_missing_and_other_files_are_one_line(study, folder, lack, monkeypatch, capsys):
+def test_missing_and_other_files_are_one_line(folder, lack, monkeypatch, capsys):
     if lack == "images":
         for path in (folder / "CBSD68").iterdir():
             path.unlink()

@@ -5,29 +5,14 @@ benchmarks/speed/leaderboard.py has the seconds of 10,000 records.
 
 import cProfile
 import gc
-import importlib.util
 import pstats
 from pathlib import Path
-from types import ModuleType
-
-import pytest
 
 from adir.harness.tables.leaderboard import load_board
+from benchmarks.speed import leaderboard as study
 
 
-@pytest.fixture(scope="module")
-def study(repository: Path) -> ModuleType:
-    """benchmarks/speed/leaderboard.py, which makes the records up."""
-    spec = importlib.util.spec_from_file_location(
-        "leaderboard_speed", repository / "benchmarks/speed/leaderboard.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_twice_the_records_are_twice_the_work(study: ModuleType, tmp_path: Path) -> None:
+def test_twice_the_records_are_twice_the_work(tmp_path: Path) -> None:
     calls = {}
     for n_records in (800, 1600):  # in 8 rows, and in 16
         folder = tmp_path / str(n_records)
@@ -41,9 +26,7 @@ def test_twice_the_records_are_twice_the_work(study: ModuleType, tmp_path: Path)
     assert calls[1600] < 2.2 * calls[800] and calls[1600] < 1600 * 650
 
 
-def test_two_thousand_records_are_a_table_with_all_of_them(
-    study: ModuleType, tmp_path: Path
-) -> None:
+def test_two_thousand_records_are_a_table_with_all_of_them(tmp_path: Path) -> None:
     assert study.write_records(tmp_path, 2000) == 2000
     board = load_board(tmp_path)
     assert len(board.rows) == 20 and all(row.have == row.expected == 100 for row in board.rows)
