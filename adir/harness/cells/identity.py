@@ -208,17 +208,12 @@ def ours(kind: str) -> dict[str, str]:
     folders = {"adapter": "adaptation/adapter"}
     modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.fine_tuning"}
     if kind in modules:
-        classes = [
-            one
-            for one in vars(importlib.import_module(modules[kind])).values()
-            if isinstance(one, type)
-        ]
-        own = [one for one in classes if one.__module__.startswith(modules[kind])]
-        names = {one: getattr(one, "name", None) for one in own}
+        classes = inspect.getmembers(importlib.import_module(modules[kind]), inspect.isclass)
         return {
-            name: f"{one.__module__}.{one.__name__}"
-            for one, name in names.items()
-            if isinstance(name, str)
+            one.name: f"{one.__module__}.{one.__name__}"
+            for _, one in classes
+            if one.__module__.startswith(modules[kind])
+            and isinstance(getattr(one, "name", None), str)
         }
     leaves = [
         yaml.safe_load(read_text(path))

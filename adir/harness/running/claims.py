@@ -44,13 +44,9 @@ def machine() -> str:
     a system other than Linux, the text is the host name alone.
     """
     parts = [platform.node()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        try:
-            parts.append(
-                os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip()
-            )
-        except OSError:  # not Linux: only the host name is known
-            continue
+    with suppress(OSError):  # not Linux: only the host name is known
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
 
 
@@ -244,7 +240,5 @@ class HeartbeatThread:
             with cls._lock:
                 paths = list(cls._claims)
             for path in paths:
-                try:
+                with suppress(OSError):  # the folder is gone or read-only: let others take over
                     os.utime(path)
-                except OSError:  # the folder is gone or read-only: let others take over
-                    continue

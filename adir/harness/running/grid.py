@@ -302,7 +302,7 @@ def run_tracked(
     tracker.start(cell, plan.stem if plan is not None else None)
     try:
         options = dataclasses.replace(options_of(cfg), stop_file=stop, wait=wait)
-        return run_cell(cell, options, say, tracker)
+        return run_cell(cell, options, say, tracker.record)
     finally:
         tracker.finish()
 

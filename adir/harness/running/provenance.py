@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,18 +41,17 @@ def commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        head = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
+        # Without tags, `git describe` prints the whole hash of the commit.
+        told = subprocess.run(
+            "git describe --always --abbrev=40 --exclude=* --dirty".split(),
+            cwd=root,
             capture_output=True,
             text=True,
             check=True,
         )
-        changed = subprocess.run(
-            ["git", "-C", str(root), "diff", "--quiet", "HEAD"], capture_output=True, check=False
-        )
     except (OSError, subprocess.CalledProcessError):  # no git, or a checkout without a commit
         return None
-    return head.stdout.strip() + ("-dirty" if changed.returncode else "")
+    return told.stdout.strip()
 
 
 def process_peak_memory_mb(device: torch.device) -> float:
@@ -73,11 +73,9 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
+    with suppress(OSError):
         # proc(5): resets VmHWM, and with it getrusage's ru_maxrss.
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 class Clock:

@@ -3,10 +3,11 @@
 import functools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from adir.data.base import Corpus
 from adir.errors import InputError, count_of
@@ -29,10 +30,8 @@ It is long enough to cost nothing and short enough to react to Ctrl-C.
 """
 
 
-class Tracker(Protocol):
-    """Log of a cell that is kept in addition to its records; see adir.harness.tracking."""
-
-    def record(self, record: Record, image: Path) -> None: ...
+Track = Callable[[Record, Path], None]
+"""Function that logs a record and the path of its restored image; see adir.harness.tracking."""
 
 
 @dataclass
@@ -80,7 +79,7 @@ class Options:
 
 
 def run_cell(
-    cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None
+    cell: Cell, options: Options, tell: Callable[[str], None], track: Track | None = None
 ) -> Outcome:
     """Restore and score every image of the cell that has no record yet; return the counts.
 
@@ -122,7 +121,7 @@ def run_cell(
                 # Another worker may have finished it between the check and the claim.
                 if options.existing == "skip" and settled(cell, image_id, options, tell, outcome):
                     claims.release(batch.pop())
-            postponed = run_batch(cell, batch, options, tell, outcome, tracker)
+            postponed = run_batch(cell, batch, options, tell, outcome, track)
         finally:
             for image_id in batch:
                 claims.release(image_id)
@@ -190,7 +189,7 @@ def run_batch(
     options: Options,
     tell: Callable[[str], None],
     outcome: Outcome,
-    tracker: Tracker | None,
+    track: Track | None,
 ) -> list[str]:
     """Restore test images and write their records; return the ids of postponed images.
 
@@ -214,45 +213,38 @@ def run_batch(
                 f"{where}  {summary(record)}  "
                 f"{(time.perf_counter() - started) / len(image_ids):.1f} s"
             )
-        if tracker is not None:
-            tracker.record(record, cell.ledger.image_path(image_id))
+        if track is not None:
+            track(record, cell.ledger.image_path(image_id))
+
+    # Write records of failure for images whose restoration raises an exception.
+    @contextmanager
+    def failures_saved(failing: list[str]) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, OtherImage, OutOfMemory):  # these stop the whole run
+            raise
+        except Exception as error:
+            for image_id in failing:
+                save(image_id, failure_record(cell, image_id, error))
 
     # First all stages before sampling, image by image; then sample in batches and score.
     for image_id in image_ids:
-        try:
-            with out_of_memory_explained(cell, image_shapes(cell.data)[image_id]):
-                ready.append(prepare(cell, image_id, tell, options.progress))
-        except Busy:
-            postponed.append(image_id)
-        except STOPPING:
-            raise
-        except Exception as error:
-            save(image_id, failure_record(cell, image_id, error))
-    for batch in split_into_batches(ready):
-        try:
-            with out_of_memory_explained(
-                cell, image_shapes(cell.data)[batch[0].image_id], len(batch)
-            ):
-                restored = sample(cell, batch)
-        except STOPPING:
-            raise
-        except Exception as error:
-            for prepared in batch:
-                save(prepared.image_id, failure_record(cell, prepared.image_id, error))
-            continue
-        for place, prepared in enumerate(batch):
+        with failures_saved([image_id]):
             try:
-                record = finish(cell, prepared, restored, place, options.oracle)
-            except STOPPING:
-                raise
-            except Exception as error:
-                record = failure_record(cell, prepared.image_id, error)
-            save(prepared.image_id, record)
+                with out_of_memory_explained(cell, image_shapes(cell.data)[image_id]):
+                    ready.append(prepare(cell, image_id, tell, options.progress))
+            except Busy:
+                postponed.append(image_id)
+    for batch in split_into_batches(ready):
+        with failures_saved([prepared.image_id for prepared in batch]):
+            with out_of_memory_explained(cell, batch[0].x.shape, len(batch)):
+                restored = sample(cell, batch)
+            for place, prepared in enumerate(batch):
+                with failures_saved([prepared.image_id]):
+                    save(
+                        prepared.image_id, finish(cell, prepared, restored, place, options.oracle)
+                    )
     return postponed
-
-
-STOPPING = (OSError, OtherImage, OutOfMemory)
-"""The errors that stop the whole run, not only one image."""
 
 
 def split_into_batches(ready: list[Prepared]) -> list[list[Prepared]]:
