@@ -24,9 +24,8 @@ from adir.configuration import config_dir
 from adir.data.embedded import TEST_FIELDS, corpus_fields, cut
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_file
-from adir.harness.cells.cell import Cell, NotApplicable, resolve_cell
+from adir.harness.cells.cell import Cell, NotApplicable, Refused, resolve_cell
 from adir.harness.cells.compose import compose, launch
-from adir.harness.cells.refused import Refused
 from adir.harness.running.grid import check_job
 from adir.weights.registry import WeightsFile
 

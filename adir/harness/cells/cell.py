@@ -48,6 +48,27 @@ class CannotRun(InputError):
         return "; also: ".join(self.reasons)
 
 
+class Refused(InputError):
+    """Error for a cell of a grid that cannot run or is not applicable.
+
+    `reasons` lists all reasons that can be found at once.
+    """
+
+    def __init__(self, cfg: DictConfig, error: InputError, lacking: list[str]) -> None:
+        """Collect the reasons.
+
+        Args:
+            cfg: composed configuration of the cell.
+            error: the error raised while the cell was built.
+            lacking: messages about unavailable devices; ignored if the cell is not applicable.
+        """
+        self.applicable = not isinstance(error, NotApplicable)
+        reasons = error.reasons if isinstance(error, CannotRun) else [str(error)]
+        self.reasons = [*lacking, *reasons] if self.applicable else reasons
+        super().__init__("; also: ".join(self.reasons))
+        self.axes = axes_of(cfg)
+
+
 @dataclass(frozen=True)
 class Cell:
     """Cell of a grid, with its built parts and its identity."""
@@ -316,6 +337,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
 
     # A direct method uses no random numbers, so all seeds give one cell.
     seed = full["seed"] if sampler.n_steps else 0
+    dtype = backbone.execution.dtype  # the only execution setting that changes pixels
     identity = cell_identity(
         full,
         mode,
@@ -323,7 +345,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             "weights_sha256": backbone.weights_sha256,
             "config_sha256": backbone.config_sha256,
         }
-        | precision(backbone),
+        | ({} if dtype == "float32" else {"dtype": dtype}),
         corpus=corpus.sha256 if corpus is not None else None,
         encoder=encoder.weights_sha256 if encoder is not None else None,
         seed=seed,
@@ -348,15 +370,6 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     )
     require_fitting_parts(cell)
     return cell
-
-
-def precision(backbone: Any) -> dict[str, str]:
-    """Return {"dtype": dtype} of the network, or {} for float32.
-
-    The dtype is the only execution setting that changes pixels.
-    """
-    dtype = backbone.execution.dtype
-    return {} if dtype == "float32" else {"dtype": dtype}
 
 
 def require_fitting_parts(cell: Cell) -> None:

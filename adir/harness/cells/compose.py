@@ -7,6 +7,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 # hydra.main would print its own errors, exit with status 1 and return nothing.
@@ -108,7 +109,7 @@ def main_hydra() -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
-def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") -> str:
+def launcher_of(overrides: list[str], multirun: bool) -> str:
     """Return the class name of the launcher, such as `SlurmLauncher`.
 
     A single job runs in this process, so its launcher is always `BasicLauncher`.
@@ -118,19 +119,19 @@ def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") 
     overrides = with_paths_quoted(overrides, multirun)
     with main_hydra() as hydra:
         cfg = hydra.compose_config(
-            config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False
+            "run", overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False
         )
     return str(cfg.hydra.launcher._target_).rpartition(".")[2]
 
 
+@dataclass
 class Raised:
     """Exception of a job, returned as a value instead of raised.
 
     If a job raised the exception, Hydra would print its own error message.
     """
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+    error: BaseException
 
 
 _stopped: dict[str, Raised] = {}
@@ -185,17 +186,17 @@ def one_line_message(error: Exception) -> str:
     return message
 
 
-def require_composable(overrides: list[str], multirun: bool, config_name: str = "run") -> None:
+def require_composable(overrides: list[str], multirun: bool) -> None:
     """Raise InputError for overrides that Hydra cannot compose or that `require_options` refuses.
 
     With `multirun`, only the grid's launcher is checked. No large library is imported, so a typing
     error is reported within a second.
     """
     if multirun:
-        launcher_of(overrides, multirun, config_name)
+        launcher_of(overrides, multirun)
         return
     with main_hydra() as hydra:
-        require_options(require_single(hydra, with_paths_quoted(overrides), config_name))
+        require_options(require_single(hydra, with_paths_quoted(overrides), "run"))
 
 
 EXISTING = ("skip", "redo", "report")

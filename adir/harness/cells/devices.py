@@ -25,15 +25,14 @@ def gpu_count() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def use_own_gpu(in_parallel_worker: bool, count: int | None = None) -> int | None:
+def use_own_gpu(in_parallel_worker: bool) -> int | None:
     """Choose a GPU for this process that no other worker on this machine uses.
 
     A locked file marks a GPU as used until the process ends. If all GPUs are used, the last GPU is
-    chosen. The chosen GPU becomes torch's current device unless `count` is given.
+    chosen. The chosen GPU becomes torch's current device.
 
     Args:
         in_parallel_worker: whether other workers run on this machine.
-        count: number of the machine's GPUs; None asks torch.
 
     Returns:
         The index of the chosen GPU. None if this process already chose a GPU, if there are no other
@@ -41,7 +40,7 @@ def use_own_gpu(in_parallel_worker: bool, count: int | None = None) -> int | Non
     """
     import torch
 
-    n_gpus = torch.cuda.device_count() if count is None else count
+    n_gpus = torch.cuda.device_count()
     if not in_parallel_worker or n_gpus < 2 or _held:
         return None
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
@@ -59,8 +58,7 @@ def use_own_gpu(in_parallel_worker: bool, count: int | None = None) -> int | Non
         _held.append(lock)
         chosen = number
         break
-    if count is None:
-        torch.cuda.set_device(chosen)
+    torch.cuda.set_device(chosen)
     return chosen
 
 

@@ -208,7 +208,9 @@ def ours(kind: str) -> dict[str, str]:
     folders = {"adapter": "adaptation/adapter"}
     modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.fine_tuning"}
     if kind in modules:
-        classes = inspect.getmembers(importlib.import_module(modules[kind]), inspect.isclass)
+        classes: list[tuple[str, Any]] = inspect.getmembers(
+            importlib.import_module(modules[kind]), inspect.isclass
+        )
         return {
             one.name: f"{one.__module__}.{one.__name__}"
             for _, one in classes

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 TILE = 160  # pixels: side of the square for a neighbour
 QUERY = 256  # pixels: side of the square for the query
@@ -78,14 +78,8 @@ def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> 
         y: upper edge of the square in pixels.
         side: side of the square in pixels.
     """
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    sheet.paste(FRAME, (x, y, x + side, y + side))
-    sheet.paste(
-        image.convert("RGB").resize(size, way),
-        (x + (side - size[0]) // 2, y + (side - size[1]) // 2),
-    )
+    way = Image.Resampling.LANCZOS if max(image.size) > side else Image.Resampling.NEAREST
+    sheet.paste(ImageOps.pad(image.convert("RGB"), (side, side), way, FRAME), (x, y))
 
 
 def text_image(lines: list[str], side: int) -> Image.Image:

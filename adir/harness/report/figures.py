@@ -22,8 +22,8 @@ from adir.files import write_bytes
 from adir.harness.records.comparable import grouped
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, Scene, pick_metric
 from adir.harness.report.images import ground_truth, open_rgb
-from adir.harness.report.styles import LIGHT, MODES, SHAPES
-from adir.harness.tables.board import label, place_of
+from adir.harness.report.styles import LIGHT, SHAPES
+from adir.harness.tables.board import ORDER, label, place_of
 
 WIDTH = 6.9  # inches: the text width of a page with two columns
 # Smallest side of an image in inches. With many samplers the figure is wider than the page.
@@ -104,7 +104,7 @@ def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
     for sampler in sorted(of_sampler, key=lambda name: name != "adir"):
         of_mode = {
             mode: [n for n in of_sampler[sampler] if rows[n].axes["adaptation"] == mode]
-            for mode in MODES
+            for mode in ORDER
         }
         adapted = sorted(of_mode["knn"], key=lambda n: -(rows[n].axes["k"] or 0)) or of_mode["self"]
         none = "none" if len(of_sampler) == 1 else f"{sampler} none" if adapted else sampler
@@ -245,17 +245,17 @@ def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     for number, (across, up) in points.items():
-        style: dict[str, Any] = {
-            "xerr": across.standard_error,
-            "yerr": up.standard_error,
-            "elinewidth": 0.7,
-        }
-        style |= {
-            "linestyle": "none",
-            "markersize": 5,
-            "label": gathered.labels[number],
-        } | marker_style(gathered, number)
-        axes.errorbar(across.value, up.value, **style)
+        axes.errorbar(
+            across.value,
+            up.value,
+            xerr=across.standard_error,
+            yerr=up.standard_error,
+            elinewidth=0.7,
+            linestyle="none",
+            markersize=5,
+            label=gathered.labels[number],
+            **marker_style(gathered, number),
+        )
     axes.set(xlabel=titled(gathered, metrics[0]), ylabel=titled(gathered, metrics[1]))
     legend_below(figure, width, height, axes)
     return figure
@@ -315,7 +315,7 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
                 )
         if none is not None and (level := none.estimates[metric].value) is not None:
             panel.axhline(
-                level, color=LIGHT[MODES["none"]], linestyle="--", linewidth=0.9, label="none"
+                level, color=LIGHT[ORDER["none"]], linestyle="--", linewidth=0.9, label="none"
             )
         panel.set_xscale("log")
         panel.set_xticks(ks, [str(k) for k in ks])

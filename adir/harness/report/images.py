@@ -79,7 +79,10 @@ class PageImages:
         if path is None or name is None:
             return None
         if self.full and name not in self._numbers:
-            self._link(name, path)
+            self.linked += 1
+            self._numbers[name] = len(self.sources)
+            # quote: the file names of records contain percent signs.
+            self.sources.append(quote(Path(os.path.relpath(path, self.page)).as_posix()))
         image = None if name in self._numbers else open_rgb(self.folder, name)
         return self.made(name, image, *self.size)
 
@@ -126,13 +129,6 @@ class PageImages:
             self.sources.append(source)
             self.budget -= len(source)
         self._numbers[key] = self._by_source[source]
-
-    def _link(self, key: str, path: Path) -> None:
-        self.linked += 1
-        self._numbers[key] = len(self.sources)
-        below = Path(os.path.relpath(path, self.page)).as_posix()
-        # quote: the file names of records contain percent signs.
-        self.sources.append(quote(below))
 
 
 def file_in(folder: Path, name: str | None) -> Path | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from adir.harness.tables.board import Board, Row
+from adir.harness.tables.board import ORDER, Board, Row
 
 LIGHT = ("#858585", "#cf6f00", "#0057a8", "#006f4c", "#bf529a", "#3393cf", "#8a1c10", "#1a1a1a")
 DARK = ("#828282", "#e69f00", "#5b8def", "#2cc496", "#e08cc0", "#8fd0f5", "#e2603c", "#f4f2ec")
@@ -12,7 +12,7 @@ DARK = ("#828282", "#e69f00", "#5b8def", "#2cc496", "#e08cc0", "#8fd0f5", "#e260
 Each has a contrast ratio of at least 3 with the background. Colour-blind readers can distinguish
 them.
 """
-MODES = {"none": 0, "self": 1, "knn": 2, "pixel": 3, "random": 4}
+
 SHAPES = {
     "circle": "o",
     "square": "s",
@@ -55,10 +55,11 @@ def row_styles(board: Board) -> list[RowStyle]:
     """
     families = dict.fromkeys(map(family, board.rows))
     free = [
-        place for place in range(len(LIGHT)) if place not in [MODES.get(name) for name in families]
+        place for place in range(len(LIGHT)) if place not in [ORDER.get(name) for name in families]
     ]
-    others = [name for name in families if name not in MODES]
-    colours = MODES | {name: free[place % len(free)] for place, name in enumerate(others)}
+    others = [name for name in families if name not in ORDER]
+    # The colour of a mode is its place in the order of the leaderboard.
+    colours = ORDER | {name: free[place % len(free)] for place, name in enumerate(others)}
     alike: dict[int, dict[Any, int]] = {}  # {colour: {setting: its place}}
     found = []
     for row in board.rows:

@@ -22,11 +22,10 @@ from adir.data.base import Corpus
 from adir.environment import disable_bitsandbytes, use_tolerant_streams
 from adir.errors import InputError, count_of
 from adir.files import hash_of, json_bytes, read_json, write_bytes, write_json
-from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
+from adir.harness.cells.cell import CannotRun, Cell, Refused, resolve_cell
 from adir.harness.cells.compose import launch, launcher_of, require_options
 from adir.harness.cells.devices import on_the_cpu, use_own_gpu
 from adir.harness.cells.paths import from_plain, quoted
-from adir.harness.cells.refused import Refused
 from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import Ledger
 from adir.harness.records.planned import PlannedCell, plan_cells

@@ -241,9 +241,7 @@ def run_batch(
                 restored = sample(cell, batch)
             for place, prepared in enumerate(batch):
                 with failures_saved([prepared.image_id]):
-                    save(
-                        prepared.image_id, finish(cell, prepared, restored, place, options.oracle)
-                    )
+                    save(prepared.image_id, finish(cell, prepared, restored, place, options.oracle))
     return postponed
 
 

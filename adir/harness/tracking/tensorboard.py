@@ -28,10 +28,7 @@ class TensorboardTracking(Tracking):
     """
 
     called = "tracking=tensorboard"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._writer: Any = None
+    _writer: Any = None
 
     def opened(self, cell: Cell) -> None:
         """Open the events file."""

@@ -66,6 +66,7 @@ class WandbTracking(Tracking):
 
     W&B is then not called any more, because each later cell would wait for it again.
     """
+    _run: Any = None
 
     def __init__(
         self,
@@ -76,7 +77,6 @@ class WandbTracking(Tracking):
     ):
         super().__init__()
         self.project, self.entity, self.mode, self.patience = project, entity, mode, patience
-        self._run: Any = None
 
     def opened(self, cell: Cell) -> None:
         """Open the W&B run of a cell.

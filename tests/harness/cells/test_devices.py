@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 from forked import FORKS
 
 
@@ -15,8 +16,16 @@ def take(folder: Path, end: Connection) -> None:
 
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     tempfile.tempdir = str(folder)
-    end.send(use_own_gpu(in_parallel_worker=True, count=2))
+    with pytest.MonkeyPatch.context() as patch:
+        pretend_gpus(patch, 2)
+        end.send(use_own_gpu(in_parallel_worker=True))
     end.poll(60)
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Let torch count GPUs that are not there."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
 
 
 class Worker:
@@ -50,8 +59,10 @@ def test_a_worker_alone_and_a_machine_of_one_gpu_choose_nothing(
     from adir.harness.cells.devices import use_own_gpu
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert use_own_gpu(in_parallel_worker=False, count=4) is None
-    assert use_own_gpu(in_parallel_worker=True, count=1) is None
+    pretend_gpus(monkeypatch, 4)
+    assert use_own_gpu(in_parallel_worker=False) is None
+    pretend_gpus(monkeypatch, 1)
+    assert use_own_gpu(in_parallel_worker=True) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,7 +84,8 @@ def test_the_lock_of_a_gpu_has_its_name_in_the_environment_whatever_that_is(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(devices, "_held", [])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert devices.use_own_gpu(in_parallel_worker=True, count=2) == 0
+    pretend_gpus(monkeypatch, 2)
+    assert devices.use_own_gpu(in_parallel_worker=True) == 0
     (path,) = tmp_path.iterdir()
     assert path.name.endswith(f"-gpu-{lock}.lock")
 

@@ -22,7 +22,7 @@ from adir.errors import InputError
 from adir.harness.records.ledger import all_records
 from adir.harness.records.record import Record
 from adir.harness.report.images import ERROR_SCALE, embedded_field, error_colours, error_map
-from adir.harness.report.page import json_block, write_report
+from adir.harness.report.page import write_report
 from adir.harness.tables.formats import cells, headings
 from adir.harness.tables.leaderboard import load_board
 from adir.images import read_pixels
@@ -103,11 +103,6 @@ def test_nothing_from_the_data_becomes_a_tag_or_ends_a_script(reader: Reader) ->
     assert "<" not in reader.scripts[0]  # neither </script nor <!-- can stand in the data
     assert {scene["id"] for scene in data_of(reader)["scenes"]} == {SCRIPT, "\"&'><b>", "plain"}
     assert ENDING in reader.text  # the error of the failed record, as text
-
-
-def test_json_in_a_page_is_the_same_json() -> None:
-    value = {"a": "</script><!--&amp;", "b": [1, None, "é\u2028"]}
-    assert json.loads(json_block(value)) == value
 
 
 def test_the_page_asks_for_nothing_from_anywhere(results: Path, reader: Reader) -> None:
