@@ -363,7 +363,16 @@ def test_the_cluster_launcher_gives_the_table_of_one_worker(
 
 
 def test_the_slurm_launcher_asks_for_a_gpu_and_is_configured_as_documented() -> None:
-    from adir.harness.cells.compose import compose
+    from hydra.types import RunMode
 
-    launcher = compose(["hydra/launcher=slurm"], with_hydra=True).hydra.launcher
+    from adir.harness.cells.compose import main_hydra
+
+    with main_hydra() as hydra:
+        cfg = hydra.compose_config(
+            "run",
+            ["hydra/launcher=slurm"],
+            run_mode=RunMode.MULTIRUN,
+            with_log_configuration=False,
+        )
+    launcher = cfg.hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher") and launcher.gpus_per_node == 1

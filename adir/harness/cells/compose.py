@@ -240,13 +240,12 @@ def is_override(word: str) -> bool:
     return re.fullmatch(r"(\+{0,2}|~)\w[\w/.@]*=.*|~\w[\w/.@]*", word, re.DOTALL) is not None
 
 
-def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = False) -> DictConfig:
+def compose(overrides: list[str], config_name: str = "run") -> DictConfig:
     """Return a composed configuration without running anything.
 
     Args:
         overrides: arguments of the command line.
         config_name: root file in `conf/`.
-        with_hydra: include Hydra's own settings, such as the launcher.
 
     Raises:
         InputError: for bad overrides.
@@ -255,8 +254,6 @@ def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = F
 
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose(
-                config_name, with_paths_quoted(overrides), return_hydra_config=with_hydra
-            )
+            return hydra_compose(config_name, with_paths_quoted(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(one_line_message(error)) from error

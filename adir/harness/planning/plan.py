@@ -20,7 +20,6 @@ from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_key_parts, neighbours_key
 from adir.harness.running.stores import (
     AdapterStore,
-    Measurement,
     MeasurementStore,
     read_note,
     stored_neighbours,
@@ -138,12 +137,9 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
     if cell.mode.encoder is None:
         images = [hash_of_image(task.image_of(task.read_y(path)))]
     else:
-        # Of y, the key needs only the hash; the key of a random draw needs nothing of y.
-        measurement = Measurement(
-            torch.empty(0), known["sha256"] if known is not None else "", path
-        )
+        y_sha256 = known["sha256"] if known is not None else ""
         bound = dataclasses.replace(cell, task=task)
-        key = neighbours_key(bound, image_id, image_hashes(cell.data)[image_id], measurement)
+        key = neighbours_key(bound, image_id, image_hashes(cell.data)[image_id], y_sha256)
         found = stored_neighbours(cell.results, key, cell.k)
         if found is None:
             return None

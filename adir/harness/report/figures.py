@@ -73,9 +73,9 @@ def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
         n: " ".join([row.axes["backbone"], place_of(row.axes, shown)]) for n, row in enumerate(rows)
     }
     for name, numbers in grouped((name, n) for n, name in where.items()).items():
-        scenes = [scene for scene in gathered.scenes_of(rows[numbers[0]]) if scene.done][
-            :MOST_IMAGES
-        ]
+        place = (rows[numbers[0]].axes["task"], rows[numbers[0]].axes["data"] or "")
+        scenes = [one for one in gathered.scenes if one.done and (one.task, one.data) == place]
+        scenes = scenes[:MOST_IMAGES]
         for first in range(0, len(scenes), IMAGES_PER_FIGURE):
             part = f" {first // IMAGES_PER_FIGURE + 1}" if len(scenes) > IMAGES_PER_FIGURE else ""
             figure = comparison(gathered, numbers, scenes[first : first + IMAGES_PER_FIGURE])

@@ -10,7 +10,7 @@ from typing import Any
 from adir.errors import InputError
 from adir.harness.records.record import Record
 from adir.harness.report.styles import RowStyle, row_styles
-from adir.harness.tables.board import Board, Row, label
+from adir.harness.tables.board import Board, label
 from adir.harness.tables.leaderboard import load_board
 from adir.harness.tables.statistics import mean_over_images
 
@@ -104,11 +104,6 @@ class Gathered:
         )
         counts = Counter(json.dumps(made, sort_keys=True) for made in made_of)
         return [json.loads(made) | {"count": count} for made, count in counts.items()]
-
-    def scenes_of(self, row: Row) -> list[Scene]:
-        """Return all scenes (one per test image) that have the task and data set of a row."""
-        place = (row.axes["task"], row.axes["data"] or "")
-        return [scene for scene in self.scenes if (scene.task, scene.data) == place]
 
 
 def gather(folder: Path) -> Gathered:

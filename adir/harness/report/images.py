@@ -100,17 +100,9 @@ class PageImages:
             longest_side: largest side in pixels; larger images are reduced. None: full size.
             quality: WebP quality. None: without loss.
         """
-        if key not in self._numbers and image is not None and not self.full:
-            self._encode(key, image, longest_side, quality)
-        return self._numbers.get(key)
-
-    def _encode(
-        self, key: str, image: Image.Image, longest_side: int | None, quality: int | None
-    ) -> None:
-        """Embed an image under a new key; see `made` for the parameters.
-
-        Encoding without loss (quality None) takes about four times as long as with loss.
-        """
+        if key in self._numbers or image is None or self.full:
+            return self._numbers.get(key)
+        # Encoding without loss takes about four times as long as with loss.
         self.pixels -= image.width * image.height * (4 if quality is None else 1) + PER_IMAGE
         shown = image.convert("RGB")  # copies RGB images too, so `image` is not resized
         if longest_side is not None:
@@ -129,6 +121,7 @@ class PageImages:
             self.sources.append(source)
             self.budget -= len(source)
         self._numbers[key] = self._by_source[source]
+        return self._numbers[key]
 
 
 def file_in(folder: Path, name: str | None) -> Path | None:

@@ -69,9 +69,9 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
             (
                 ground_truth(results, scene.image_id, scene.sha256),
                 f"{scene.task}: {scene.image_id}"[: TILE // 7],
-            )
+            ),
+            (open_rgb(results, record.y_file), noise_text(record) + which),
         ]
-        shown.append((open_rgb(results, record.y_file), noise_text(record) + which))
         for title in titles[2:]:
             found = place[title][min(common or place[title])] if title in place else None
             text = "missing" if found is None else caption(found, say_seed=not common)

@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -162,9 +163,9 @@ class Claims:
 
     def _existing(self, name: str) -> list[Path]:
         """Return the claims on one piece of work, ordered by number; the last one is valid."""
-        filed = file_name(name)
+        claim = re.compile(re.escape(file_name(name)) + r"\.[0-9]+\.claim")
         found = (
-            [p for p in self.folder.iterdir() if is_claim_on(p.name, filed)]
+            [p for p in self.folder.iterdir() if claim.fullmatch(p.name)]
             if self.folder.is_dir()
             else []
         )
@@ -193,15 +194,6 @@ class Claims:
             _seen[path] = (stamp, now)
             return False
         return now - since > self.patience
-
-
-def is_claim_on(filename: str, filed: str) -> bool:
-    """Check whether a file name has the form `FILED.NUMBER.claim`.
-
-    `filed` is the name of a piece of work, made safe for file names (`file_name`).
-    """
-    parts = filename.rsplit(".", 2)
-    return len(parts) == 3 and parts[0] == filed and parts[1].isdigit() and parts[2] == "claim"
 
 
 class HeartbeatThread:

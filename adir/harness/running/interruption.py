@@ -1,12 +1,11 @@
 """Handle Ctrl-C: a stop file makes every worker of a run finish its current image and stop."""
 
-import contextlib
 import os
 import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
         received.append(number)
         stop_file.touch()
         # os.write, not print: the signal may interrupt a print, which cannot be re-entered.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.write(
                 1,
                 b"interrupted: finishing the current images; press Ctrl-C again to stop at once\n",

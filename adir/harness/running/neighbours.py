@@ -103,8 +103,13 @@ def training_ids(cell: Cell, chosen: list[str], excluded: Collection[str]) -> li
     """
     if cell.corpus is None or not cell.mode.depends_on_y:
         return chosen
-    n = len(cell.corpus) - len(cell.corpus.repeats.union(excluded))
+    n = n_usable(cell.corpus, excluded)
     return chosen[: cell.fine_tuning.n_training_images(len(chosen), n)]
+
+
+def n_usable(corpus: Corpus, excluded: Collection[str]) -> int:
+    """Return the number of corpus images that are neither excluded nor repeated."""
+    return len(corpus) - len(corpus.repeats.union(excluded))
 
 
 def validation_images(
@@ -155,12 +160,13 @@ def require_enough(cell: Cell) -> None:
     """
     if cell.corpus is None:
         return
-    repeats, image_id = cell.corpus.repeats, None
-    left = len(cell.corpus) - len(repeats)
+    left, image_id = n_usable(cell.corpus, ()), None
     if cell.corpus.withholds is not None or cell.k <= left < cell.k + ROOM:
-        left, image_id = min(
-            (left_for(cell, cell.corpus, image_id), image_id) for image_id in cell.data.ids
+        excluded = (
+            (excluded_ids(cell, name, copies_of(cell.corpus, cell.data.image(name))), name)
+            for name in cell.data.ids
         )
+        left, image_id = min((n_usable(cell.corpus, ids), name) for ids, name in excluded)
     if cell.k > left:
         withheld = "" if cell.corpus.withholds is None else " and images withheld from it"
         copies_too = "" if image_id is None else f", copies of test image {image_id}{withheld}"
@@ -168,17 +174,6 @@ def require_enough(cell: Cell) -> None:
             f"K={cell.k} neighbours requested, but only {left} of {len(cell.corpus)} corpus images "
             f"remain after excluding repeated images{copies_too}; lower K or enlarge the corpus"
         )
-
-
-def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
-    """Return how many corpus images may be chosen for a test image.
-
-    Repeated images, copies of the test image and withheld images do not count.
-    """
-    withheld = corpus.withheld(cell.data.cluster(image_id))
-    return len(corpus) - len(
-        withheld.union(corpus.repeats, copies_of(corpus, cell.data.image(image_id)))
-    )
 
 
 def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:

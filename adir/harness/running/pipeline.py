@@ -45,7 +45,7 @@ from adir.harness.running.neighbours import (
     training_ids,
     validation_images,
 )
-from adir.harness.running.provenance import Clock, commit, process_peak_memory_mb, versions
+from adir.harness.running.provenance import commit, process_peak_memory_mb, timed, versions
 from adir.harness.running.stores import (
     AdapterStore,
     FoundNeighbours,
@@ -86,7 +86,8 @@ class Prepared:
     recall: float | None = None
     """The share of the true K neighbours that an approximate search finds; None if exact."""
     adapter: StoredAdapter | None = None
-    clock: Clock = field(default_factory=Clock)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """{stage: seconds that this image took}"""
 
     @property
     def operator(self) -> Any:
@@ -100,27 +101,27 @@ def prepare(cell: Cell, image_id: str, tell: Log, progress: bool) -> Prepared:
     Raises:
         Busy: if another worker is computing the adapter or the embeddings.
     """
-    clock = Clock()
-    x = cell.data.image(image_id)
-    task = cell.task.bound(cell.data, image_id)
-    cell = dataclasses.replace(cell, task=task)
-    store = MeasurementStore(
-        cell.results, task, cell.identity.configuration["task"], cell.noise_seed
-    )
-    measurement = store.get(image_id, x, warn=lambda message: tell(f"warning: {message}"))
-    keep_image(cell.results, x)
-    clock.lap("measure")
-    prepared = Prepared(image_id, x, task, measurement, clock=clock)
-    if cell.corpus is not None:
-        prepared.found = neighbours_of(cell, image_id, x, measurement)
-        prepared.recall = cell.corpus.recall(cell.k) if cell.mode.depends_on_y else None
-    clock.lap("retrieve")
-    chosen = [near.id for near in prepared.found.neighbours]
-    excluded = excluded_ids(cell, image_id, prepared.found.excluded)
-    prepared.adapter = find_or_train_adapter(
-        cell, image_id, task, measurement.y, chosen, progress, tell, excluded
-    )
-    clock.lap("adapt")
+    seconds: dict[str, float] = {}
+    with timed(seconds, "measure"):
+        x = cell.data.image(image_id)
+        task = cell.task.bound(cell.data, image_id)
+        cell = dataclasses.replace(cell, task=task)
+        store = MeasurementStore(
+            cell.results, task, cell.identity.configuration["task"], cell.noise_seed
+        )
+        measurement = store.get(image_id, x, warn=lambda message: tell(f"warning: {message}"))
+        keep_image(cell.results, x)
+    prepared = Prepared(image_id, x, task, measurement, seconds=seconds)
+    with timed(seconds, "retrieve"):
+        if cell.corpus is not None:
+            prepared.found = neighbours_of(cell, image_id, x, measurement)
+            prepared.recall = cell.corpus.recall(cell.k) if cell.mode.depends_on_y else None
+    with timed(seconds, "adapt"):
+        chosen = [near.id for near in prepared.found.neighbours]
+        excluded = excluded_ids(cell, image_id, prepared.found.excluded)
+        prepared.adapter = find_or_train_adapter(
+            cell, image_id, task, measurement.y, chosen, progress, tell, excluded
+        )
     return prepared
 
 
@@ -132,18 +133,18 @@ def neighbours_of(
     A new result is added to the cache, which all cells share.
     """
     assert cell.corpus is not None
-    key = neighbours_key(cell, image_id, hash_of_image(x), measurement)
+    key = neighbours_key(cell, image_id, hash_of_image(x), measurement.sha256)
     found = stored_neighbours(cell.results, key, cell.k)
     if found is None:
         embed_once(cell)
         chosen, excluded = find_neighbours(cell, image_id, x, measurement.y)
-        hashes = [
-            keep_image(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True)
-            for one in chosen
-        ]
         neighbours = [
-            Neighbour(id=one.id, distance=one.distance, image=sha256)
-            for one, sha256 in zip(chosen, hashes, strict=True)
+            Neighbour(
+                id=one.id,
+                distance=one.distance,
+                image=keep_image(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True),
+            )
+            for one in chosen
         ]
         found = FoundNeighbours(neighbours=tuple(neighbours), excluded=tuple(excluded))
         write_json(Layout(cell.results).neighbours(key), found.model_dump(mode="json"))
@@ -168,7 +169,7 @@ def embed_once(cell: Cell) -> None:
             corpus_index(cell.corpus, cell.encoder, folder)
 
 
-def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
+def neighbours_key(cell: Cell, image_id: str, image_sha256: str, y_sha256: str) -> str:
     """Return the cache key of an image's neighbours.
 
     The key is the hash of everything that determines the neighbours, except K.
@@ -177,14 +178,10 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
         cell: the cell, with its task bound to the test image (`Task.bound`).
         image_id: id of the test image.
         image_sha256: hash of the test image's pixels.
-        measurement: y of the test image.
+        y_sha256: hash of the pixels of y; ignored if the mode does not depend on y.
     """
     retrieval = cell.identity.configuration["retrieval"]
-    drawn = (
-        {"y": measurement.sha256}
-        if cell.mode.depends_on_y
-        else {"seed": cell.seed, "image": image_id}
-    )
+    drawn = {"y": y_sha256} if cell.mode.depends_on_y else {"seed": cell.seed, "image": image_id}
     # Edits search by prompt or by image; other tasks have no prompt.
     asked = {"prompt": cell.task.prompt, "by": cell.task.by} if cell.task.edits else {}
     # The images that a corpus withholds depend on the test image's cluster. Most corpora
@@ -365,9 +362,8 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     assert adapter is None or len(batch) == 1
     y = torch.stack([prepared.measurement.y for prepared in batch]).to(cell.backbone.device)
     noise = [generator(cell.seed, prepared.image_id, "sampler") for prepared in batch]
-    for prepared in batch:
-        prepared.clock.start()
-    with in_place(cell, adapter):
+    seconds: dict[str, float] = {}
+    with timed(seconds, "sample", share=len(batch)), in_place(cell, adapter):
         if isinstance(cell.mode, Steering):
             network = cell.backbone.network
             steering = [
@@ -380,7 +376,7 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
         else:
             restored = cell.sampler.restore(cell.backbone, batch[0].operator, y, noise)
     for prepared in batch:
-        prepared.clock.lap("sample", share=len(batch))
+        prepared.seconds |= seconds
     return restored
 
 
@@ -399,21 +395,22 @@ def finish(
     Raises:
         FloatingPointError: if the sampler failed on the image.
     """
-    clock, x, y = prepared.clock, prepared.x, prepared.measurement.y
-    clock.start()
     reason = restored.errors[place]
     if reason is not None:
         raise FloatingPointError(reason)
-    # A steered network changes at each step, so its error is not defined.
-    errors = oracle_errors(cell, prepared) if oracle and not isinstance(cell.mode, Steering) else ()
-    clock.lap("oracle")
-    image = cell.ledger.image_path(prepared.image_id)
-    write_png(image, restored.x_hat[place])
-    scores = score_image(cell, prepared.task, image, x, y)
-    if errors:
-        change = {"value": oracle_eps_change(errors), "direction": "lower", "version": "1"}
-        scores |= scores_of({"oracle-eps-change": change})
-    clock.lap("score")
+    x, seconds = prepared.x, prepared.seconds
+    errors: tuple[OracleError, ...] = ()
+    with timed(seconds, "oracle"):
+        # A steered network changes at each step, so its error is not defined.
+        if oracle and not isinstance(cell.mode, Steering):
+            errors = oracle_errors(cell, prepared)
+    with timed(seconds, "score"):
+        image = cell.ledger.image_path(prepared.image_id)
+        write_png(image, restored.x_hat[place])
+        scores = score_image(cell, prepared.task, image, x, prepared.measurement.y)
+        if errors:
+            change = {"value": oracle_eps_change(errors), "direction": "lower", "version": "1"}
+            scores |= scores_of({"oracle-eps-change": change})
     return Record(
         status="done",
         image=image_of(cell, prepared.image_id, hash_of_image(x)),
@@ -437,7 +434,7 @@ def finish(
         else Search(approximate=True, recall=prepared.recall),
         adapter=None if prepared.adapter is None else adapter_of(prepared.adapter),
         oracle=errors,
-        seconds=clock.seconds,
+        seconds=seconds,
         process_peak_memory_mb=process_peak_memory_mb(cell.backbone.device),
         **provenance_of(cell),
     )

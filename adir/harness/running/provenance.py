@@ -5,7 +5,8 @@ import platform
 import resource
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -78,26 +79,12 @@ def reset_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-class Clock:
-    """Stopwatch that measures the seconds of each stage."""
+@contextmanager
+def timed(seconds: dict[str, float], stage: str, share: int = 1) -> Iterator[None]:
+    """Store the duration of the `with` block in `seconds` under the name of a stage.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str, share: int = 1) -> None:
-        """End a stage and record its seconds per image.
-
-        The time since the last lap is divided by `share`, the number of images that went through
-        the stage together.
-        """
-        now = time.perf_counter()
-        self.seconds[stage] = round((now - self._last) / share, 3)
-        self._last = now
-
-    def start(self) -> None:
-        """Start timing a stage now.
-
-        The time since the last lap is not counted, because it went to other images.
-        """
-        self._last = time.perf_counter()
+    The duration is divided by `share`, the number of images that go through the stage together.
+    """
+    started = time.perf_counter()
+    yield
+    seconds[stage] = round((time.perf_counter() - started) / share, 3)

@@ -21,8 +21,6 @@ from adir.harness.running.pipeline import Busy, Prepared, failure_record, finish
 from adir.harness.running.stores import OtherImage
 from adir.images import hash_of_image
 
-Existing = Literal["skip", "redo", "report"]
-
 LONGEST_PAUSE = 2.0
 """The longest pause between two checks of other workers' images, in seconds.
 
@@ -69,7 +67,7 @@ class Options:
             False, leave out images of other workers.
     """
 
-    existing: Existing = "skip"
+    existing: Literal["skip", "redo", "report"] = "skip"
     retry_failed: bool = False
     progress: bool = False
     oracle: bool = False
