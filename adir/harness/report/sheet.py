@@ -6,7 +6,7 @@ Each line of the sheet is one test image under one task. Each column of restored
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adir.errors import InputError
 from adir.files import write_bytes
@@ -79,9 +79,8 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
         top = TOP + number * (TILE + TOP)
         for column, (image, text) in enumerate(shown):
             if image is not None:
-                sheet.paste(
-                    image.resize((TILE, TILE), Image.Resampling.NEAREST), (column * TILE, top)
-                )
+                tile = ImageOps.pad(image, (TILE, TILE), Image.Resampling.NEAREST, "white")
+                sheet.paste(tile, (column * TILE, top))
             draw.text((column * TILE + 4, top + TILE + 4), text, "black", font)
     path = out or Layout(results).comparison
     write_bytes(path, png_bytes(np.array(sheet)))

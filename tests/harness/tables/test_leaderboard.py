@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_records import changed, ledger_of, made_record, made_score, put, put_plan
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -27,6 +27,7 @@ from adir.harness.report.sheet import FONT, TILE, caption, write_sheet
 from adir.harness.tables.board import Board, Row, make_board
 from adir.harness.tables.formats import FORMATS, to_csv, to_html, to_latex, to_markdown, to_terminal
 from adir.harness.tables.leaderboard import load_board
+from adir.images import read_pixels
 
 
 def record(
@@ -933,6 +934,15 @@ def test_the_sheet_shows_the_lowest_seed_that_every_place_has(
         "PSNR 11.00  residual 9.9",
         "PSNR 21.00  residual 9.9",
     } <= written and "missing" not in written
+
+
+def test_an_image_that_is_not_square_keeps_its_proportions_on_the_sheet(tmp_path: Path) -> None:
+    put(tmp_path, with_fields([record("a", 20.0)], {"restored": "wide.png", "y.file": "y.png"}))
+    Image.new("RGB", (32, 8), "red").save(tmp_path / "wide.png")
+    write_sheet(tmp_path, None, tmp_path / "sheet.png")
+    red = (read_pixels(tmp_path / "sheet.png") == (255, 0, 0)).all(2)
+    rows, columns = red.any(1), red.any(0)
+    assert (rows.sum(), columns.sum(), red.sum()) == (TILE // 4, TILE, TILE * TILE // 4)
 
 
 def test_the_sheet_names_each_seed_where_no_seed_is_everywhere(
