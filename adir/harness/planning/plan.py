@@ -111,8 +111,9 @@ def look(cell: Cell, adapters: set[str]) -> CellPlan:
         plan.to_do += 1
         if not cell.mode.trains:
             continue
-        key = adapter_key(cell, image_id)
-        name = key or adapter_to_come(cell, image_id)
+        bound = dataclasses.replace(cell, task=cell.task.bound(cell.data, image_id))
+        key = adapter_key(bound, image_id)
+        name = key or adapter_to_come(bound, image_id)
         if key is not None and AdapterStore(cell.results).path(key).is_file():
             plan.adapters_cached += 1
         elif name not in adapters:
@@ -124,29 +125,28 @@ def look(cell: Cell, adapters: set[str]) -> CellPlan:
 def adapter_key(cell: Cell, image_id: str) -> str | None:
     """Return the cache key of an image's adapter, or None if it is not yet known.
 
-    The key depends on y or on the neighbours, which may not be cached yet.
+    The key depends on y or on the neighbours, which may not be cached yet. The cell's task is bound
+    to the image.
     """
-    task = cell.task.bound(cell.data, image_id)
     store = MeasurementStore(
-        cell.results, task, cell.identity.configuration["task"], cell.noise_seed
+        cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed
     )
     path = store.path(image_id)
     known = read_note(path.with_suffix(".json"))
     if cell.mode.depends_on_y and (known is None or not path.is_file()):
         return None
     if cell.mode.encoder is None:
-        images = [hash_of_image(task.image_of(task.read_y(path)))]
+        images = [hash_of_image(cell.task.image_of(cell.task.read_y(path)))]
     else:
         y_sha256 = known["sha256"] if known is not None else ""
-        bound = dataclasses.replace(cell, task=task)
-        key = neighbours_key(bound, image_id, image_hashes(cell.data)[image_id], y_sha256)
+        key = neighbours_key(cell, image_id, image_hashes(cell.data)[image_id], y_sha256)
         found = stored_neighbours(cell.results, key, cell.k)
         if found is None:
             return None
         excluded = excluded_ids(cell, image_id, found.excluded)
         used = set(training_ids(cell, [near.id for near in found.neighbours], excluded))
         images = [str(near.image) for near in found.neighbours if near.id in used]
-    return hash_of(adapter_key_parts(cell, image_id, task, images))
+    return hash_of(adapter_key_parts(cell, image_id, cell.task, images))
 
 
 def adapter_to_come(cell: Cell, image_id: str) -> str:
@@ -154,7 +154,7 @@ def adapter_to_come(cell: Cell, image_id: str) -> str:
 
     The name is a hash of everything that will determine the adapter. Cells that will share the
     adapter get the same name, for example cells that differ only in the sampler, or cells of the
-    mode `random` that differ only in the task.
+    mode `random` that differ only in the task. The cell's task is bound to the image.
     """
     configuration = cell.identity.configuration
     follows: dict[str, Any] = {"mode": cell.mode.name, "x": image_hashes(cell.data)[image_id]}
@@ -162,5 +162,4 @@ def adapter_to_come(cell: Cell, image_id: str) -> str:
         follows |= {"retrieval": configuration["retrieval"], "k": cell.k}
     if cell.mode.depends_on_y:
         follows |= {"task": configuration["task"], "noise_seed": cell.noise_seed}
-    task = cell.task.bound(cell.data, image_id)
-    return hash_of([adapter_key_parts(cell, image_id, task, []), follows])
+    return hash_of([adapter_key_parts(cell, image_id, cell.task, []), follows])
