@@ -252,10 +252,11 @@ function drawOrSay(figure, what, lack) {
   else draw(figure, what);
 }
 
-const inTask = () =>
+const allInTask = () =>
   data.rows
     .map((row, number) => ({ ...row, number }))
-    .filter((row) => row.axes.task === chartTask.value && !hiddenRows.has(row.number));
+    .filter((row) => row.axes.task === chartTask.value);
+const inTask = () => allInTask().filter((row) => !hiddenRows.has(row.number));
 const metricTitle = (name) => {
   const direction = data.metrics.find((metric) => metric.name === name)?.direction;
   return name + ({ higher: " (higher is better)", lower: " (lower is better)" }[direction] ?? "");
@@ -268,7 +269,7 @@ function perImage(number, metric) {
   for (const each of data.scenes) {
     const scores = Object.values(each.cells[number] ?? {})
       .map((cell) => cell.scores?.[column])
-      .filter((value) => value !== null && value !== undefined)
+      .filter((value) => value != null)
       .map(Number);
     if (scores.length) values.set(each.id, scores.reduce((a, b) => a + b, 0) / scores.length);
   }
@@ -303,7 +304,7 @@ function drawSweep() {
   const families = new Map();
   for (const row of inTask()) {
     if (row.axes.k === null || row.means[y]?.[0] == null) continue;
-    const key = JSON.stringify({ ...row.axes, k: 0, sampler: row.axes.sampler });
+    const key = JSON.stringify({ ...row.axes, k: 0 });
     if (!families.has(key)) families.set(key, []);
     families.get(key).push(row);
   }
@@ -426,10 +427,7 @@ function drawCost() {
 }
 
 function drawLegend() {
-  const rows = data.rows
-    .map((row, number) => ({ ...row, number }))
-    .filter((row) => row.axes.task === chartTask.value);
-  const buttons = rows.map((row) => {
+  const buttons = allInTask().map((row) => {
     const button = element(
       "button",
       { type: "button", ariaPressed: String(!hiddenRows.has(row.number)), title: "Show or hide" },

@@ -69,7 +69,7 @@ function choices(scene) {
 }
 
 function setImage(image, lack, choice) {
-  const there = choice.image !== null && choice.image !== undefined;
+  const there = choice.image != null;
   image.hidden = !there;
   lack.hidden = there;
   lack.textContent = there ? "" : `${choice.name}: ${choice.lack}`;
@@ -190,7 +190,7 @@ function showTiles() {
   const tiles = all
     .filter((each) => !each.key.startsWith("heat"))
     .map((each) => {
-      const there = each.image !== null && each.image !== undefined;
+      const there = each.image != null;
       const shown = there
         ? image(each.image, each.name)
         : element("div", { className: "blank", textContent: each.lack });
@@ -199,8 +199,7 @@ function showTiles() {
         { type: "button", title: "Show on the right (with Shift: on the left)" },
         shown,
       );
-      if (each.heat !== null && each.heat !== undefined)
-        button.append(image(each.heat, `error of ${each.name}`));
+      if (each.heat != null) button.append(image(each.heat, `error of ${each.name}`));
       button.append(element("b", { textContent: each.name }));
       if (each.scores && first >= 0 && each.scores[first] !== null) {
         button.append(
@@ -238,7 +237,7 @@ function bestOf(column, rows) {
   const direction = data.metrics[column].direction;
   const values = rows
     .map((row) => cellOf(scene(), row)?.scores?.[column])
-    .filter((value) => value !== null && value !== undefined)
+    .filter((value) => value != null)
     .map(Number);
   if (direction === "none" || values.length < 2) return null;
   return direction === "higher" ? Math.max(...values) : Math.min(...values);
