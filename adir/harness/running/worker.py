@@ -234,12 +234,18 @@ def run_batch(
             except Busy:
                 postponed.append(image_id)
     for batch in split_into_batches(ready):
+        restored = None
         with failures_saved([prepared.image_id for prepared in batch]):
             with out_of_memory_explained(cell, batch[0].x.shape, len(batch)):
                 restored = sample(cell, batch)
-            for place, prepared in enumerate(batch):
-                with failures_saved([prepared.image_id]):
-                    save(prepared.image_id, finish(cell, prepared, restored, place, options.oracle))
+        if restored is None:
+            continue
+        for place, prepared in enumerate(batch):
+            record = None
+            with failures_saved([prepared.image_id]):
+                record = finish(cell, prepared, restored, place, options.oracle)
+            if record is not None:  # saved outside, as a failing tracker is no failed image
+                save(prepared.image_id, record)
     return postponed
 
 
