@@ -9,7 +9,7 @@ class InputError(ValueError):
     """
 
 
-def first_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the whole message of an exception on one line, or its class name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 

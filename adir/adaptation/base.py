@@ -1,8 +1,9 @@
 """Interfaces of adapters, and context managers that apply a trained adapter to a network.
 
 An adapter adds trainable tensors to a network, or makes the network's own weights trainable. It is
-*attached* to a network for training, and *applied* to a network for inference. Both exchange
-references to tensors or modules, and leave the values of the base weights untouched. Removing an
+*attached* to a network for training, and *applied* to a network for inference. Attaching and
+applying replace the network's tensors or modules by others, and never write into the base weights.
+Full fine-tuning trains a copy of the weights. Removing an
 adapter therefore restores the base weights bit for bit, in any precision and memory layout, and at
 no cost.
 """

@@ -277,7 +277,8 @@ def adapted_of(
         attached: the adapter, which gives the names of layers and the number of parameters.
         tensors: the trained tensors.
         losses: the loss of each iteration.
-        examples: the stream of crops, which gives their side and the reason for a smaller side.
+        examples: the stream of crops, which knows their side in pixels, and why the side is smaller
+            than requested, if it is.
         held_out: the evaluation on held-out images, if there was one.
     """
     return Adapted(

@@ -95,7 +95,9 @@ class Lora:
         return attached
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Apply trained A and B: merge them into the weights, or wrap the layers if on a CPU.
+        """Apply trained A and B: wrap the layers of a network on a CPU, merge on other devices.
+
+        To merge is to add B A to the weights.
 
         Returns:
             The function that restores the network.

@@ -29,7 +29,7 @@ from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.modes import Chosen, Mode, NoAdaptation
 from adir.backbones.base import PixelBackbone
 from adir.data.base import Corpus
-from adir.errors import InputError, first_line
+from adir.errors import InputError, one_line
 from adir.images import generator, hash_of_image
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
@@ -129,7 +129,7 @@ class PhysicsOperator:
             RuntimeError,
             AssertionError,
         ) as error:
-            raise InputError(f"{self.physics} cannot be built: {first_line(error)}") from error
+            raise InputError(f"{self.physics} cannot be built: {one_line(error)}") from error
         if not isinstance(physics, LinearPhysics):
             raise InputError(f"{self.physics} is not a LinearPhysics of deepinv")
         return in_precision(physics, dtype)
@@ -181,7 +181,7 @@ def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0)
         norm = largest_singular_value(physics, x)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"{what} rejects images of shape {tuple(image_shape)}: {first_line(error)}"
+            f"{what} rejects images of shape {tuple(image_shape)}: {one_line(error)}"
         ) from error
     return Operator(build, tuple(image_shape), tuple(y.shape[1:]), norm=norm, sigma_y=sigma_y)
 

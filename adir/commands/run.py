@@ -7,7 +7,7 @@ import functools
 import os
 import shlex
 
-from adir.errors import InputError, count_of, first_line
+from adir.errors import InputError, count_of, one_line
 from adir.harness.cells.cell import label_of
 from adir.harness.cells.compose import launch
 from adir.harness.records.layout import Layout
@@ -84,7 +84,7 @@ def main(overrides: list[str], multirun: bool) -> int:
                 # A second Ctrl-C, or a worker that had not yet installed its handler for the first.
                 outcomes = []
                 say(
-                    f"the workers ended early ({type(error).__name__}: {first_line(error)}); "
+                    f"the workers ended early ({type(error).__name__}: {one_line(error)}); "
                     "how many images they restored is unknown"
                 )
                 for folder in {Layout(results).adapters, *(cell.ledger.claims for cell in cells)}:

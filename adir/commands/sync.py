@@ -9,7 +9,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from adir.errors import InputError, count_of, first_line
+from adir.errors import InputError, count_of, one_line
 from adir.harness.tracking.wandb import key_for, server_of
 
 SERVER_TIMEOUT = 15.0
@@ -76,7 +76,7 @@ def refusal(server: str, key: str) -> str | None:
         json.load(urllib.request.urlopen(request, timeout=SERVER_TIMEOUT))
     # ValueError: the address is invalid, or the answer is not JSON.
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{server}: {first_line(error)}"
+        return f"{server}: {one_line(error)}"
     return None
 
 

@@ -57,9 +57,8 @@ class PiGDM(SVDSampler):
         g       = (d x0_hat / d x_t)^T A^T (A A^T + sigma_y^2 / r_t^2 I)^-1 (y - A x0_hat)
         x_{t-1} = DDIM(x0_hat, eps; eta) + sqrt(ab_prev ab) g
 
-    For sigma_y = 0, A^T (A A^T)^-1 is A_dagger. A smaller sigma_y than the standard deviation of
-    rounding y to 8 bits is raised to that value. Each step costs one network evaluation and one
-    backpropagation through the network.
+    sigma_y is at least the standard deviation of the error that rounding y to 8 bits makes. Each
+    step costs one network evaluation and one backpropagation through the network.
 
     Attributes:
         n_steps: network evaluations; the paper uses 100.

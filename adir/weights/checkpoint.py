@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adir.errors import InputError, first_line
+from adir.errors import InputError, one_line
 from adir.files import read_json
 
 
@@ -88,9 +88,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; download the whole folder") from error
     except ValueError as error:
-        raise InputError(
-            f"{path}: damaged ({first_line(error)}); download the file again"
-        ) from error
+        raise InputError(f"{path}: damaged ({one_line(error)}); download the file again") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path}: contains no JSON object; download the file again")
     return settings

@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from adir.errors import InputError, first_line
+from adir.errors import InputError, one_line
 from adir.weights.checkpoint import read_config
 
 # (file name, variant) of weights in diffusers and transformers, in order of preference.
@@ -89,7 +89,7 @@ def load_model(folder: Path, kind: type[Any]) -> Any:
         KeyError,
     ) as error:
         raise InputError(
-            f"{folder}: damaged or unsuitable {kind.__name__} ({first_line(error)[:300]}); "
+            f"{folder}: damaged or unsuitable {kind.__name__} ({one_line(error)[:300]}); "
             "download the folder again"
         ) from error
     require_all_tensors(weights, info)

@@ -33,7 +33,7 @@ def require_online(name: str, by_hand: str) -> None:
 
     Args:
         name: name of the weights, for the error message.
-        by_hand: files and folder for the error message, such as "model.pth into /weights".
+        by_hand: what the user can copy, and where: "model.pth into /weights", for example.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"):
         raise InputError(
@@ -100,7 +100,7 @@ class WeightsFile(PublishedWeights):
         ) / self.name
 
     def missing(self) -> str | None:
-        """Return None if the file exists, else a message that says how to get it.
+        """Return None if the file exists, else a message that says how to get the file.
 
         The message gives the file's name, size, mirrors and folder.
         """
@@ -231,11 +231,11 @@ class HubRepository(PublishedWeights):
         return folders
 
     def missing(self) -> str | None:
-        """Return None if the folder is complete, else a message that says how to get it.
+        """Return None if the folder is complete, else a message that says how to get the files.
 
         The message gives the names and total size of the large files, the number of small files,
-        the mirrors and the folder. If a download was begun, it also names the files that its folder
-        still misses.
+        the mirrors and the folder. After an unfinished download, the message also names the missing
+        files.
         """
         if not self.lacking(self.path):
             return None

@@ -19,7 +19,7 @@ from adir.adaptation.base import Adapter
 from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.modes import Mode
 from adir.data.base import Corpus
-from adir.errors import InputError, first_line
+from adir.errors import InputError, one_line
 from adir.harness.cells.identity import CellIdentity, cell_identity
 from adir.harness.cells.paths import from_plain, literal
 from adir.harness.records.ledger import Ledger
@@ -71,7 +71,10 @@ class Refused(InputError):
 
 @dataclass(frozen=True)
 class Cell:
-    """Cell of a grid, with its built parts and its identity."""
+    """Cell of an experiment grid: the objects that its configuration describes, ready to run.
+
+    `identity` identifies the cell: equal identities give equal restored images.
+    """
 
     identity: CellIdentity
     backbone: Any
@@ -196,7 +199,7 @@ def made(make: Callable[[], Any], what: str) -> Any:
             raise cause from error
         # torch raises RuntimeError for a missing device.
         if isinstance(cause, (ValueError, TypeError, RuntimeError)):
-            raise InputError(f"{what}: {first_line(cause)}") from error
+            raise InputError(f"{what}: {one_line(cause)}") from error
         raise
 
 
@@ -244,7 +247,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         # For example, sampler=adir refers to the backbone's variance, and latent ones have none.
         raise interpolation_error(cfg, error) from error
     except OmegaConfBaseException as error:
-        raise InputError(f"configuration: {first_line(error)}") from error
+        raise InputError(f"configuration: {one_line(error)}") from error
     for key in ("seed", "noise_seed", "k", "threads"):
         if isinstance(full[key], bool) or not isinstance(full[key], int):
             raise InputError(f"{key}={full[key]!r}: a whole number is needed")

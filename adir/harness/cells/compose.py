@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adir.configuration import config_dir
-from adir.errors import InputError, first_line
+from adir.errors import InputError, one_line
 from adir.harness.cells.devices import gpu_count
 from adir.harness.cells.paths import parses, quoted, with_paths_quoted
 
@@ -178,7 +178,7 @@ def one_line_message(error: Exception) -> str:
                 f"{error.override}: not a valid value; to pass a text, type {shlex.quote(as_text)}"
             )
         return f"{error.override}: not of the form KEY=VALUE"
-    message = first_line(error)
+    message = one_line(error)
     if missing := re.search(r".*Could not load 'hydra/launcher/submitit\w*'", message):
         return f"{missing[0]}: run pip install 'adir[slurm]'"
     for tail in (" Config search path:", " full_key:", " object_type="):

@@ -61,7 +61,7 @@ def copy_from(source: Path, out: Path, found: Sources) -> int:
 
 
 def require_whole(source: Path) -> None:
-    """Raise InputError unless every member of a submission agrees with the manifest."""
+    """Raise InputError unless every file in a submission agrees with the manifest."""
     archive = open_archive(source)
     with zipfile.ZipFile(source) as packed:
         for name in archive.files:

@@ -227,11 +227,15 @@ class Adapter(Part):
 
 
 class OracleError(Part):
-    """Mean squared error of eps on the ground truth at one timestep, untuned and adapted."""
+    """Mean squared error of the predicted noise at one timestep, before and after fine-tuning.
+
+    The network receives the ground truth with noise.
+    """
 
     t: int
     """The timestep, of 1000."""
     untuned: float
+    """The error before fine-tuning."""
     adapted: float
     """The error after fine-tuning, with the same noise as `untuned`; lower is better.
 

@@ -88,13 +88,13 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
 
 
 def columns_of(board: Board, numbers: set[int]) -> dict[int, str]:
-    """Return {number of the leaderboard row: title of its column}, in the order of the columns.
+    """Return {index of a leaderboard row: title of the column that shows the row}.
 
-    The title is the mode, preceded by the backbone if there are several backbones, and by the
-    sampler if there are several samplers. Rows with the same title share a column; for example, the
-    rows of one mode in several tasks or data sets.
+    The entries are in the order of the columns. The title is the mode, preceded by the backbone if
+    there are several backbones, and by the sampler if there are several samplers. Rows with the
+    same title share a column; for example, the rows of one mode in several tasks or data sets.
 
-    numbers: numbers of the leaderboard rows to show.
+    numbers: indices of the leaderboard's rows to show.
     """
     axes = {number: board.rows[number].axes for number in numbers}
     several = [

@@ -18,7 +18,7 @@ class HandlersStay(pl.Callback):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the kept handlers, right after Lightning has installed its own."""
+        """Install the saved signal handlers again, right after Lightning has installed its own."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._handlers.items():
                 # None: the handler was not installed from Python, so Python cannot restore it.

@@ -19,7 +19,7 @@ from torch import Tensor
 from adir.adaptation import base as adapters
 from adir.data.reduced import reduced
 from adir.diffusion.posterior import diffuse, epsilon_loss
-from adir.errors import InputError, first_line
+from adir.errors import InputError, one_line
 from adir.files import hash_of, storable, write_json
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
@@ -528,7 +528,7 @@ def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
         y=None,
         scores={},
         # storable: the error may name a file that is not UTF-8.
-        error=storable(f"{type(error).__name__}: {first_line(error)}"),
+        error=storable(f"{type(error).__name__}: {one_line(error)}"),
         traceback=None
         if isinstance(error, InputError)
         else storable("".join(traceback.format_exception(error))),

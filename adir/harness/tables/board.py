@@ -485,7 +485,7 @@ def dropped_notes(row: Row, against: str) -> list[str]:
 
 
 def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
-    """Return one note per task on the smallest true gains that its rows show with 80 % power.
+    """Return one note per task on the minimum detectable gains of its rows, at 80 % power.
 
     A note gives one gain per metric, or the range of the gains of several rows (`Verdict.least`).
     """

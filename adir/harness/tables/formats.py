@@ -129,7 +129,7 @@ def shows_evaluations(board: Board) -> bool:
 
 
 def lead(board: Board, row: Row) -> list[str]:
-    """Return the texts of a row for the columns before the metrics."""
+    """Return the cell texts of a row in the columns before the metrics."""
     axes = row.axes
     setting = axes["setting"] or (f"#{axes['variant']}" if axes["variant"] else "")
     n = max((e.n for e in row.estimates.values()), default=0)

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adir.errors import first_line
+from adir.errors import one_line
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import losses_of
 from adir.harness.records.record import Record
@@ -78,7 +78,7 @@ class Tracking:
         try:
             call()
         except Exception as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             print(
                 f"warning: {self.called} failed ({reason}); the run continues without it",
                 flush=True,

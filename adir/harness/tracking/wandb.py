@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from adir.errors import first_line
+from adir.errors import one_line
 from adir.files import read_json
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
@@ -98,7 +98,7 @@ class WandbTracking(Tracking):
             if mode != "online" or self.mode is not None or isinstance(error, TimeoutError):
                 raise
             print(
-                f"warning: W&B is out of reach ({first_line(error)}); the run is stored on this "
+                f"warning: W&B is out of reach ({one_line(error)}); the run is stored on this "
                 "machine, and `adir sync` sends it to W&B later",
                 flush=True,
             )
