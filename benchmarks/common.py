@@ -142,7 +142,7 @@ def command(script: str, shortened: Iterable[object] = ()) -> str:
     """
     hidden = set(map(str, shortened))
     words = [Path(word).name if word in hidden else word for word in sys.argv[1:]]
-    return shlex.join(["python", str(Path(script).relative_to(REPOSITORY)), *words])
+    return shlex.join(["python", str(Path(script).resolve().relative_to(REPOSITORY)), *words])
 
 
 def publish(text: str, out: Path | None) -> None:

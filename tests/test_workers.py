@@ -3,6 +3,7 @@ image is done twice.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -143,17 +144,33 @@ def test_a_living_worker_of_another_machine_is_waited_for_and_its_image_left_to_
     monkeypatch.setattr(claims, "HEARTBEAT_TIMEOUT", 0.5)
     claim = claim_from_elsewhere(tmp_path, "none", "1.png")
 
+    take, met = claims.Claims.take, threading.Event()
+
+    def watched(self: claims.Claims, name: str) -> bool:
+        taken = take(self, name)
+        if not taken:
+            met.set()
+        return taken
+
+    monkeypatch.setattr(claims.Claims, "take", watched)
+
     def work() -> None:
-        for beat in range(30):  # three times the patience
-            os.utime(claim, (beat, beat))
+        beats = itertools.count()
+        while not met.wait(0.05):  # the run starts as slowly as the machine
+            os.utime(claim, (next(beats),) * 2)
+        for _ in range(30):  # three times the patience
+            os.utime(claim, (next(beats),) * 2)
             time.sleep(0.05)
         record.write_bytes(content)
         claim.unlink()
 
     worker = threading.Thread(target=work)
     worker.start()
-    finished = adir("run", *words)
-    worker.join()
+    try:
+        finished = adir("run", *words)
+    finally:
+        met.set()
+        worker.join()
     assert finished.status == 0 and "0 images done, 2 already done, 0 failed" in finished.out
     assert "no record" not in finished.out and record.read_bytes() == content
 

@@ -14,6 +14,7 @@ from adir.diffusion.schedule import (
     cosine_betas,
     linear_betas,
     linear_schedule,
+    require_betas,
     scaled_linear_betas,
     schedule_from_betas,
 )
@@ -142,7 +143,7 @@ def read_schedule(path: Path, settings: dict[str, Any]) -> Schedule:
             )
         if betas.ndim != 1:
             raise ValueError("trained_betas must be a list of numbers")
-        return schedule_from_betas(betas, torch.arange(len(betas)))
+        return schedule_from_betas(require_betas(betas), torch.arange(len(betas)))
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{path}: unsupported diffusion process ({' '.join(str(error).split())})"

@@ -1,6 +1,7 @@
 """`adir doctor`: print what is installed, what is missing, and how to install it."""
 
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = (
@@ -78,4 +79,5 @@ def main() -> int:
         why = "; ".join(file.missing() or "" for file in to_fetch.get(metric.name, []))
         why = why or metric.unavailable()
         print(f"  {'none' if why else 'ok':8} metric {metric.name}{f': {why}' if why else ''}")
+    sys.stdout.flush()  # so that a full disk is reported
     return 1 if missing else 0

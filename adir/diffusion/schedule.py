@@ -64,15 +64,7 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
     """Return the schedule of betas (n,) float64: DDPM, eqs. 6 and 7.
 
     `timesteps` (n,) are the original timesteps, which the network receives.
-
-    Raises:
-        ValueError: unless all betas lie between 0 and 1.
     """
-    if not ((betas > 0) & (betas < 1)).all():
-        raise ValueError(
-            f"betas must lie between 0 and 1, but they range from {betas.min():.3g} to "
-            f"{betas.max():.3g}"
-        )
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     posterior_variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
@@ -88,6 +80,16 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
         posterior_mean_coef1=betas * alpha_bar_prev.sqrt() / (1 - alpha_bar),
         posterior_mean_coef2=(1 - alpha_bar_prev) * (1 - betas).sqrt() / (1 - alpha_bar),
     )
+
+
+def require_betas(betas: Tensor) -> Tensor:
+    """Return the betas; raise ValueError unless all lie between 0 and 1."""
+    if not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(
+            f"betas must lie between 0 and 1, but they range from {betas.min():.3g} to "
+            f"{betas.max():.3g}"
+        )
+    return betas
 
 
 def linear_betas(n_steps: int, first: float, last: float) -> Tensor:
@@ -122,6 +124,5 @@ def linear_schedule(n_steps: int = 1000) -> Schedule:
         ValueError: below 21 steps, where the last beta would be 1 or more.
     """
     scale = 1000 / n_steps
-    return schedule_from_betas(
-        linear_betas(n_steps, scale * 1e-4, scale * 0.02), torch.arange(n_steps)
-    )
+    betas = require_betas(linear_betas(n_steps, scale * 1e-4, scale * 0.02))
+    return schedule_from_betas(betas, torch.arange(n_steps))

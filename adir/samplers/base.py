@@ -235,10 +235,19 @@ def separately(restore: Restore) -> Restore:
     """
 
     @functools.wraps(restore)
-    def one_by_one(self: Any, backbone: Any, operator: Any, y: Tensor, *lists: Any) -> Restoration:
+    def one_by_one(
+        self: Any, backbone: Any, operator: Any, y: Tensor, *lists: Any, **named_lists: Any
+    ) -> Restoration:
         results = [
-            restore(self, backbone, operator, y[b : b + 1], *([one] for one in of_image))
-            for b, of_image in enumerate(zip(*lists, strict=True))
+            restore(
+                self,
+                backbone,
+                operator,
+                y[b : b + 1],
+                *([of_image[b]] for of_image in lists),
+                **{name: [of_image[b]] for name, of_image in named_lists.items()},
+            )
+            for b in range(len(y))
         ]
         return Restoration(
             torch.cat([one.x_hat for one in results]),

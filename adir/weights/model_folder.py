@@ -9,12 +9,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from adir.errors import InputError, one_line
 from adir.weights.checkpoint import read_config
@@ -78,16 +76,8 @@ def load_model(folder: Path, kind: type[Any]) -> Any:
                 # Mismatched tensors are then listed in `info`, and require_all_tensors raises.
                 ignore_mismatched_sizes=True,
             )
-    except (
-        SafetensorError,
-        UnpicklingError,
-        EOFError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-    ) as error:
+    # diffusers, transformers, safetensors and torch share no class of errors for damaged files.
+    except Exception as error:
         raise InputError(
             f"{folder}: damaged or unsuitable {kind.__name__} ({one_line(error)[:300]}); "
             "download the folder again"
@@ -97,11 +87,13 @@ def load_model(folder: Path, kind: type[Any]) -> Any:
 
 
 def require_class(config: Path, name: str) -> None:
-    """Raise InputError if a config.json names another class of model than this one."""
+    """Raise InputError unless a config.json names this class of model."""
     settings = read_config(config)
-    found = settings.get("_class_name") or (settings.get("architectures") or [name])[0]
-    if found != name:
-        raise InputError(f"{config}: describes a {found}; give a folder with a {name}")
+    # diffusers writes "_class_name", transformers a list "architectures".
+    if settings.get("_class_name") != name and settings.get("architectures") != [name]:
+        found = settings.get("_class_name") or settings.get("architectures") or "model of no class"
+        named = ", ".join(map(str, found)) if isinstance(found, list) else found
+        raise InputError(f"{config}: describes a {named}; give a folder with a {name}")
 
 
 def require_all_tensors(weights: Path, info: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ Run: OMP_NUM_THREADS=1 python benchmarks/speed/cost_model.py [--out results/spee
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,7 @@ def main() -> None:
     if arguments.cell is not None:
         print(json.dumps(one_cell(json.loads(arguments.cell), arguments.one)))
         return
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes of single cells
     rows, worst = [], 0.0
     for overrides in CELLS[: arguments.cells]:
         with tempfile.TemporaryDirectory() as results:

@@ -336,6 +336,9 @@ def without_vocabulary(copy: Path) -> None:
         (spoil_json("scheduler/scheduler_config.json", prediction_type="sample"), "epsilon or v_prediction"),
         (spoil_json("unet/config.json", _class_name="UNet2DModel"), "describes a UNet2DModel; give a "
                                                                     "folder with a UNet2DConditionModel"),
+        (spoil_json("vae/config.json", _class_name=None), "describes a model of no class; give a folder with a AutoencoderKL"),
+        (spoil_json("text_encoder/config.json", architectures=7), "describes a 7; give a folder with a CLIPTextModel"),
+        (spoil_json("text_encoder/config.json", num_attention_heads=0), "damaged or unsuitable CLIPTextModel"),
         (lambda copy: shutil.rmtree(copy / "vae"), "the folder has no vae; give"),
         (lambda copy: (copy / "unet" / "config.json").write_text("{"), "config.json: damaged"),
         (lambda copy: (copy / "unet" / "config.json").unlink(), "config.json: no such file"),
@@ -347,6 +350,14 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(spoil, words: str, co
         StableDiffusionX4(folder=copy)
     assert "\n" not in str(raised.value)
     assert not (copy / "opened").exists()
+
+
+def test_a_schedule_whose_last_step_contains_nothing_of_the_image_is_accepted(copy: Path) -> None:
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    spoil_json("scheduler/scheduler_config.json", **settings)(copy)
+    assert StableDiffusionX4(folder=copy).schedule.alpha_bar[-1].item() == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_a_checkpoint_of_the_other_family_is_named(

@@ -64,7 +64,7 @@ def test_images_restored_one_by_one_keep_their_places_and_generators():
         watch.step(y, torch.tensor(True))
         return watch.finish(y + torch.randn(3, 2, 2, generator=own[0]), "do this", 4, 3)
 
-    result = restore(None, None, None, batch(0, NAN, 2), generators)
+    result = restore(None, backbone=None, operator=None, y=batch(0, NAN, 2), own=generators)
     assert torch.equal(result.x_hat[0], batch(0)[0] + expected[0])
     assert torch.equal(result.x_hat[2], batch(2)[0] + expected[2])
     assert result.x_hat[1].isnan().all() and result.errors == [

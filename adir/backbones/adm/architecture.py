@@ -68,8 +68,8 @@ class Flags:
             values, are ordered as in guided-diffusion's new attention; see `split_qkv`.
 
     Raises:
-        InputError: if `class_cond` is true, or if `attention_resolutions` is given without
-            `image_size`.
+        InputError: if `class_cond` is true, if `learn_sigma` is not a boolean, or if
+            `attention_resolutions` is given without `image_size`.
     """
 
     image_size: int | None = None
@@ -92,6 +92,8 @@ class Flags:
                 "class_cond=true: class-conditional networks are not supported; give an "
                 "unconditional one"
             )
+        if self.learn_sigma not in (None, True, False):
+            raise InputError(f"learn_sigma={self.learn_sigma!r}: give true, false or null")
         if self.attention_resolutions is not None and self.image_size is None:
             raise InputError(
                 "attention_resolutions are sides of feature maps in pixels, which depend on "
@@ -114,9 +116,10 @@ class Flags:
             )
         # Flags and fields of the same name have the same meaning.
         given = {field.name: getattr(self, field.name, None) for field in fields(found)}
-        model_channels = self.num_channels or found.model_channels
+        model_channels = found.model_channels if self.num_channels is None else self.num_channels
         channels, attention = found.channels, found.attention
-        if self.channel_mult:  # in guided-diffusion, "" means a default that depends on image_size
+        # In guided-diffusion, "" means a default that depends on image_size.
+        if self.channel_mult not in (None, ""):
             factors = numbers(self.channel_mult, "channel_mult")
             channels = tuple(int(factor * model_channels) for factor in factors)
         if self.attention_resolutions is not None and self.image_size is not None:

@@ -45,8 +45,10 @@ def machine() -> str:
     a system other than Linux, the text is the host name alone.
     """
     parts = [platform.node()]
-    with suppress(OSError):  # not Linux: only the host name is known
+    # Each is read on its own: outside Linux both fail, and some containers hide /proc/sys.
+    with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
 

@@ -52,7 +52,10 @@ class Encoder(Protocol):
         """Return the (B, D) vectors of (B, 3, H, W) images in [-1, 1].
 
         The images are passed to `prepare`, and the results to `vectors`.
+
+        Raises ValueError unless the images are finite and in [-1, 1].
         """
+        require_images(batch)
         return self.vectors(torch.stack([self.prepare(image) for image in batch]))
 
     def text(self, prompts: list[str]) -> Tensor:

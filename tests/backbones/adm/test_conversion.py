@@ -369,5 +369,11 @@ def test_no_channel_mult_is_the_references_way_to_leave_it_open():
 def test_class_conditional_flags_are_refused():
     with pytest.raises(InputError, match="class-conditional networks are not supported"):
         Flags(class_cond=True)
+
+
+@pytest.mark.parametrize("text", ["true", "false"])
+def test_learn_sigma_as_a_text_is_refused(text):
+    with pytest.raises(InputError, match=f"learn_sigma='{text}': give true, false or null"):
+        Flags(learn_sigma=text)
     with pytest.raises(InputError, match="set image_size too"):
         Flags(attention_resolutions="16,8")

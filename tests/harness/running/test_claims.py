@@ -211,3 +211,11 @@ def test_dead_claims_in_a_folder_that_cannot_be_written_are_left(
     monkeypatch.setattr(Path, "unlink", read_only)
     Claims(tmp_path).clear_dead()
     assert dead.exists()
+
+
+def test_a_machine_that_hides_its_boot_id_still_names_the_process_namespace(monkeypatch) -> None:
+    def hidden(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert machine().split()[-1] == os.readlink("/proc/self/ns/pid")

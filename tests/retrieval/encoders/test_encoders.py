@@ -12,7 +12,7 @@ from PIL import Image
 from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.images import from_uint8
-from adir.retrieval.encoders.base import tensors_sha256
+from adir.retrieval.encoders.base import Encoder, tensors_sha256
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.retrieval.index.memory import Index
@@ -122,3 +122,20 @@ def test_the_hash_of_weights_follows_names_shapes_and_values():
         {"a": weights["a"], "c": weights["b"]},
     ]
     assert len({tensors_sha256(w) for w in [weights, *others]}) == 5
+
+
+class Mean(Encoder):
+    """The mean colour, as an encoder that a user writes: it checks nothing itself."""
+
+    def prepare(self, image):
+        return image
+
+    def vectors(self, inputs):
+        return inputs.mean((2, 3))
+
+
+@pytest.mark.parametrize("value, channels", [(torch.nan, 3), (200.0, 3), (0.5, 1)])
+def test_images_are_checked_for_every_encoder(value, channels):
+    assert torch.equal(Mean().image(torch.full((1, 3, 4, 4), 0.5)), torch.full((1, 3), 0.5))
+    with pytest.raises(ValueError, match="an encoder takes"):
+        Mean().image(torch.full((1, channels, 4, 4), value))
