@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -182,6 +183,21 @@ def test_constraints_pin_each_dependency_within_its_bounds(requirement: Requirem
     assert {">=", "<"} <= {bound.operator for bound in requirement.specifier}, (
         f"{requirement} lacks a bound"
     )
+
+
+@pytest.mark.parametrize("python", ["3.11.2", "3.12.0"])
+def test_each_pin_can_be_installed_on_every_python_that_the_file_names(python: str) -> None:
+    """3.11.2 is Debian 12's. A pin that asks for a later one stops `make` there."""
+    bounds = {}
+    for name, _, pinned in (line.partition("==") for line in CONSTRAINTS):
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:  # of another platform or extra
+            continue
+        if found.version == pinned and (bound := found.metadata["Requires-Python"]) is not None:
+            bounds[name] = SpecifierSet(bound)
+    assert len(bounds) > 100
+    assert [name for name, bound in bounds.items() if python not in bound] == []
 
 
 def test_compromised_lightning_releases_are_excluded() -> None:
