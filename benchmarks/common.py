@@ -84,12 +84,12 @@ def seconds_of_children() -> float:
 
 
 def resident(field: str, status: str | None = None) -> float:
-    """Return the bytes of a field of /proc/self/status.
+    """Return the value of a field of /proc/self/status, in bytes.
 
     Args:
         field: VmHWM, the largest resident set, VmRSS, the present one, or RssAnon, its pages that
             are not mapped from files.
-        status: text of the file; None: that of this process.
+        status: content of the file, for another process; None reads that of this process.
     """
     text = Path("/proc/self/status").read_text() if status is None else status
     return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)[1])
@@ -137,7 +137,7 @@ def command(script: str, shortened: Iterable[object] = ()) -> str:
 
     Args:
         script: path of the script.
-        shortened: arguments of which only the file name is shown. The command is committed, so it
+        shortened: paths among the arguments; only their file names are shown. The command is committed, so it
             must not name folders of one machine.
     """
     hidden = set(map(str, shortened))

@@ -79,7 +79,7 @@ def is_flat(pixels: np.ndarray) -> bool:
 
 
 def cut(field: Field) -> np.ndarray:
-    """Cut a field out of its photograph; return its pixels, (128, 128, 3) uint8."""
+    """Return the (128, 128, 3) uint8 pixels of a field, cut out of its photograph."""
     pixels = reduced(field.photograph, field.scale)[
         field.y : field.y + SIZE, field.x : field.x + SIZE
     ]

@@ -82,7 +82,7 @@ def crops_left(photograph: str) -> int:
 
     The photograph is resized to the scale at which its test images are cut out, and divided into
     squares of CROP x CROP pixels. A square is usable if no test image depends on its pixels, and if
-    the standard deviation of its pixels is at least FLAT grey levels.
+    its pixels have a standard deviation of at least FLAT grey levels.
     """
     scale = scale_of(photograph)
     pixels = reduced(photograph, scale)

@@ -29,7 +29,7 @@ It is long enough to cost nothing and short enough to react to Ctrl-C.
 
 
 Track = Callable[[Record, Path], None]
-"""Function that logs a record and the path of its restored image; see adir.harness.tracking."""
+"""Function that logs a record. It also receives the path of the restored image."""
 
 
 @dataclass

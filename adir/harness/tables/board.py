@@ -485,9 +485,9 @@ def dropped_notes(row: Row, against: str) -> list[str]:
 
 
 def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
-    """Return one note per task on the minimum detectable gains of its rows, at 80 % power.
+    """Return one note per task: the smallest gains that its rows can detect with 80 % power.
 
-    A note gives one gain per metric, or the range of the gains of several rows (`Verdict.least`).
+    A note gives one gain per metric, or a range if the gains of the rows differ (`Verdict.least`).
     """
     told = grouped(
         (place_of(row.axes, shown), (metric, verdict.least, row.to_reference[metric].n))
